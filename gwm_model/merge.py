@@ -1,0 +1,161 @@
+"""From K regions to object and background, without ground truth.
+
+Appearance decides which regions belong together (an exact normalised cut of the paper's affinity), and the
+image border decides which side is the background. Both take one decision for each image, or for each video.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+MIN_AFFINITY = 1e-6
+EMPTY_AREA = 1e-4
+"""A region below this fraction of the image's area has no say in the cut."""
+MAX_REGIONS = 16
+BORDER_PX = 2
+BORDER_SHARE = 0.3
+"""A side whose strip holds more than this mean probability counts as fully covered."""
+TIE = 1e-9
+
+
+def bipartitions(num_regions: int, device: torch.device | str = "cpu") -> Int64[Tensor, "P K"]:
+    """All P = 2^(K-1) - 1 ways to split K regions into two non-empty sides, region 0 on side 0.
+
+    Row p holds the binary digits of p + 1, so that the order, and with it every tie rule, is fixed.
+
+    Raises:
+        ValueError: fewer than 2 or more than 16 regions.
+    """
+    if not 2 <= num_regions <= MAX_REGIONS:
+        raise ValueError(f"between 2 and {MAX_REGIONS} regions can be merged, not {num_regions}")
+    codes = torch.arange(1, 2 ** (num_regions - 1), device=device)
+    digits = torch.arange(num_regions - 2, -1, -1, device=device)
+    others = (codes[:, None] >> digits[None, :]) & 1
+    return F.pad(others, (1, 0))
+
+
+def merge_regions(
+    masks: Float[Tensor, "B K H W"],
+    features: Float[Tensor, "B C h w"],
+    video_ids: Int64[Tensor, " B"] | None = None,
+) -> Int64[Tensor, "B K"]:
+    """Side 0 or 1 of every region: the bipartition of lowest normalised cut; region 0 is always on side 0.
+
+    Two regions are as alike as the cosine of their descriptors (probability-weighted mean features), clamped
+    from below at 1e-6. All bipartitions are compared, so the minimum is exact; of equal ones the first in
+    `bipartitions` is taken. A region of almost no area joins side 0 without weight. K = 2 has one
+    bipartition, the identity [0, 1].
+
+    Args:
+        masks: region probabilities, summing to 1 over K.
+        features: appearance features on any grid over the same images.
+        video_ids: images with the same id are one video: described together, they share their labels.
+    """
+    splits = bipartitions(masks.shape[1], masks.device)
+    group, num_groups = _groups(masks.shape[0], video_ids, masks.device)
+    descriptors, area = _describe(masks, features)
+    descriptors, area = _pool(descriptors, group, num_groups), _pool(area, group, num_groups)
+    present = area > EMPTY_AREA
+    direction = descriptors / descriptors.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    affinity = (direction @ direction.transpose(1, 2)).clamp_min(MIN_AFFINITY)
+    affinity = affinity * (present[:, :, None] & present[:, None, :])
+    costs = normalized_cut(affinity, splits)
+    moves_empty = (splits[None].bool() & ~present[:, None, :]).any(-1)
+    costs = costs.masked_fill(moves_empty, torch.inf)
+    return splits[_first_minimum(costs)][group]
+
+
+def normalized_cut(affinity: Float[Tensor, "V K K"], splits: Int64[Tensor, "P K"]) -> Float[Tensor, "V P"]:
+    """The normalised cut of every bipartition, in [0, 2]: cut / assoc(side 0) + cut / assoc(side 1).
+
+    Infinite where a side has no association at all, i.e. holds empty regions only.
+    """
+    side = splits.to(affinity.dtype)
+    degree = affinity.sum(-1)
+    cut = torch.einsum("pi,vij,pj->vp", side, affinity, 1 - side)
+    assoc1 = degree @ side.T
+    assoc0 = degree @ (1 - side).T
+    valid = (assoc0 > 0) & (assoc1 > 0)
+    cost = cut / assoc0.where(valid, 1) + cut / assoc1.where(valid, 1)
+    return cost.where(valid, torch.inf)
+
+
+def choose_foreground(
+    masks: Float[Tensor, "B K H W"],
+    labels: Int64[Tensor, "B K"],
+    video_ids: Int64[Tensor, " B"] | None = None,
+) -> Int64[Tensor, " B"]:
+    """Which of the two labels is the object: the one that covers less of the image border.
+
+    For each of the four sides the mean probability in a strip of 2 px counts as 1 above 0.3 and as itself
+    below; the label with the larger sum is the background. Of equals it is the one with the larger plain
+    strip means, then with the larger area, then label 0.
+
+    Args:
+        masks: region probabilities.
+        labels: sides of the regions, from `merge_regions`.
+        video_ids: the sums run over all frames of a video, so that its frames agree.
+    """
+    side1 = foreground_probability(masks, labels, torch.ones_like(labels[:, 0])).double()
+    total = masks.sum(1).double()
+    group, num_groups = _groups(masks.shape[0], video_ids, masks.device)
+    evidence = _border_evidence(side1) - _border_evidence(total - side1)
+    decided = _pool(evidence, group, num_groups)
+    decided = torch.where(decided.abs() > TIE, decided, 0)
+    first, second, third = decided.unbind(-1)
+    lead = torch.where(first != 0, first, torch.where(second != 0, second, third))
+    background = (lead > 0).long()
+    return (1 - background)[group]
+
+
+def foreground_probability(
+    masks: Float[Tensor, "B K H W"], labels: Int64[Tensor, "B K"], object_is: Int64[Tensor, " B"]
+) -> Float[Tensor, "B H W"]:
+    """The object's probability: the sum over the regions whose label is `object_is`."""
+    member = (labels == object_is[:, None]).to(masks.dtype)
+    return torch.einsum("bk,bkhw->bhw", member, masks)
+
+
+def _describe(
+    masks: Float[Tensor, "B K H W"], features: Float[Tensor, "B C h w"]
+) -> tuple[Float[Tensor, "B K C"], Float[Tensor, "B K"]]:
+    """Probability-weighted sums of the features (only the direction matters) and area fractions."""
+    height, width = features.shape[-2:]
+    weights = F.adaptive_avg_pool2d(masks.double(), (height, width)).flatten(2)
+    return weights @ features.double().flatten(2).transpose(1, 2), weights.mean(-1)
+
+
+def _border_evidence(probability: Float[Tensor, "B H W"]) -> Float[Tensor, "B 3"]:
+    """The border rule's three criteria: thresholded sides, plain sides, area."""
+    n = BORDER_PX
+    sides = (probability[:, :n], probability[:, -n:], probability[:, :, :n], probability[:, :, -n:])
+    means = torch.stack([side.mean((1, 2)) for side in sides], dim=-1)
+    covered = torch.where(means > BORDER_SHARE, 1.0, means)
+    return torch.stack([covered.sum(-1), means.sum(-1), probability.mean((1, 2))], dim=-1)
+
+
+def _groups(
+    num_images: int, video_ids: Int64[Tensor, " B"] | None, device: torch.device
+) -> tuple[Int64[Tensor, " B"], int]:
+    """The decision each image belongs to, and the number of decisions."""
+    if video_ids is None:
+        return torch.arange(num_images, device=device), num_images
+    unique, group = torch.unique(video_ids.to(device), return_inverse=True)
+    return group, len(unique)
+
+
+def _pool(
+    values: Float[Tensor, "B *rest"], group: Int64[Tensor, " B"], num_groups: int
+) -> Float[Tensor, "V *rest"]:
+    """Means over the images of each group, as a matrix product: always added in the same order."""
+    member = F.one_hot(group, num_groups).to(values.dtype)
+    return ((member / member.sum(0)).T @ values.flatten(1)).view(num_groups, *values.shape[1:])
+
+
+def _first_minimum(costs: Float[Tensor, "V P"]) -> Int64[Tensor, " V"]:
+    """Index of the lowest cost; of costs equal up to rounding, the first."""
+    lowest = costs.amin(1, keepdim=True)
+    is_lowest = (costs <= lowest + TIE) | (costs == lowest)
+    index = torch.arange(costs.shape[1], device=costs.device)
+    return torch.where(is_lowest, index, costs.shape[1]).amin(1)
