@@ -1,0 +1,1 @@
+"""The shell around gwm_model: the only code that knows Ray, buckets and MLflow."""

@@ -1,0 +1,213 @@
+"""The four commands' configurations: frozen dataclasses, composed from gwm_model's values and the pipeline's own."""
+
+from dataclasses import dataclass, field
+
+from gwm_model.config import FlowEstimatorConfig, MergeConfig, ObjectiveConfig, SegmenterConfig
+
+MISSING = "???"
+"""OmegaConf's mark of a value that the user must give."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagePlacement:
+    """Where one stage runs."""
+
+    num_cpus: float = 1.0
+    """CPUs reserved for each worker of the stage."""
+    num_gpus: float = 0.0
+    """GPUs reserved for each worker of the stage; above 0 the stage computes on CUDA."""
+    num_actors: int = 1
+    """Size of the actor pool (stages that hold a model); ignored by stateless stages."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackingConfig:
+    """MLflow: one run per command."""
+
+    uri: str | None = None
+    """Tracking server; none means a sqlite store inside a local `output`."""
+    experiment: str = "gwm"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeConfig:
+    """Which frames of a video, and at what size flow is estimated."""
+
+    stride: int = 1
+    """Keep every n-th frame in presentation order; gaps count kept frames."""
+    fps: float | None = None
+    """Keep frames at this rate by presentation time instead (exclusive with stride > 1)."""
+    height_px: int | None = None
+    """Frame height for flow estimation; none follows the width's aspect ratio, or the source."""
+    width_px: int | None = None
+    timeout_s: float = 600.0
+    """Longest time one clip may take to decode."""
+    clip_frames: int = 32
+    """Frames owned by one clip, the unit of work: bounds memory and the work lost in a kill."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EstimateFlowConfig(FlowEstimatorConfig):
+    """Optical flow of each frame to its neighbours."""
+
+    gaps: tuple[int, ...] = (1, -1)
+    """Frame gaps: +1 is the flow from a frame to the next, -1 to the previous."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreConfig:
+    """The size at which frames and flow are stored."""
+
+    height_px: int | None = None
+    """None keeps the size at which flow was estimated."""
+    width_px: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparePlacement:
+    """Resources of the prepare stages."""
+
+    address: str | None = None
+    """Ray cluster; none joins the cluster of RAY_ADDRESS or starts a local Ray."""
+    plan_clips: StagePlacement = field(default_factory=lambda: StagePlacement(num_cpus=0.25))
+    decode_clip: StagePlacement = field(default_factory=lambda: StagePlacement(num_cpus=0.5))
+    estimate_flow: StagePlacement = field(default_factory=StagePlacement)
+    write_flow_shard: StagePlacement = field(default_factory=lambda: StagePlacement(num_cpus=0.25))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareConfig:
+    """gwm prepare: videos -> flow shards."""
+
+    videos: str = MISSING
+    """A file, a folder, a glob, a prefix, or a text/CSV/Parquet list; a folder of numbered frames is a video."""
+    output: str = MISSING
+    """Folder or bucket prefix of the flow dataset."""
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    estimate_flow: EstimateFlowConfig = field(default_factory=EstimateFlowConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
+    retry_quarantined: bool = False
+    """Try quarantined units again."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    placement: PreparePlacement = field(default_factory=PreparePlacement)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheConfig:
+    """Training frames kept on the worker: decoded images, flow, and the features of a frozen backbone."""
+
+    directory: str | None = None
+    """Local folder; none uses the system's temporary folder."""
+    max_bytes: int = 64 * 2**30
+    """Local disk the cache may fill; frames beyond it are read and computed again each epoch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and a linear decay over the last part of training."""
+
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup_steps: int = 100
+    decay_fraction: float = 0.4
+    """The last fraction of the steps, over which the rate falls linearly to zero."""
+    max_gradient_norm: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainPlacement:
+    """Resources of the training workers."""
+
+    address: str | None = None
+    train_worker: StagePlacement = field(default_factory=StagePlacement)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """gwm train: flow shards -> segmenter."""
+
+    flow: str = MISSING
+    """A flow dataset written by gwm prepare."""
+    output: str = MISSING
+    segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    num_steps: int = 2000
+    batch_size: int = 8
+    """Global batch: divided over the workers."""
+    precision: str = "float32"
+    """Autocast of the network: float32 or bfloat16; the objective is always float32."""
+    seed: int = 0
+    num_workers: int = 1
+    """DDP workers."""
+    checkpoint_every_steps: int = 500
+    log_every_steps: int = 20
+    picture_every_steps: int = 500
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    placement: TrainPlacement = field(default_factory=TrainPlacement)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentPlacement:
+    """Resources of the segment stages."""
+
+    address: str | None = None
+    plan_chunks: StagePlacement = field(default_factory=lambda: StagePlacement(num_cpus=0.25))
+    load_chunk: StagePlacement = field(default_factory=lambda: StagePlacement(num_cpus=0.5))
+    segment_images: StagePlacement = field(default_factory=StagePlacement)
+    write_mask_shard: StagePlacement = field(default_factory=lambda: StagePlacement(num_cpus=0.25))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentConfig:
+    """gwm segment: images or videos and a segmenter -> mask shards."""
+
+    images: str = MISSING
+    """Images or videos: a file, a folder, a glob, a prefix, or a text/CSV/Parquet list."""
+    model: str = MISSING
+    """A segmenter folder written by gwm train, local or in a bucket."""
+    output: str = MISSING
+    merge: MergeConfig = field(default_factory=MergeConfig)
+    batch_size: int = 8
+    chunk_images: int = 64
+    """Images of one chunk, the unit of work."""
+    anchor_frames: int = 16
+    """Frames of a video, spread over its length, that decide for all its frames which regions are the object."""
+    write_segments: bool = False
+    """Also write the K regions (column segments_rle)."""
+    write_png: bool = False
+    """Also write PNG masks and overlay pictures beside the shards."""
+    retry_quarantined: bool = False
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    placement: SegmentPlacement = field(default_factory=SegmentPlacement)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluatePlacement:
+    """Resources of the evaluate stages."""
+
+    address: str | None = None
+    score_sequence: StagePlacement = field(default_factory=StagePlacement)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateConfig:
+    """gwm evaluate: masks, or a segmenter, against ground truth -> scores."""
+
+    dataset: str = MISSING
+    """davis2016, segtrackv2, fbms59, or images (folders images/ and masks/)."""
+    data: str = MISSING
+    """Root of the ground truth."""
+    masks: str | None = None
+    """Mask shards written by gwm segment, or a folder or zip of PNG predictions."""
+    model: str | None = None
+    """A segmenter to score instead of masks."""
+    output: str = MISSING
+    protocol: str = "label_free"
+    """official (given binary masks), label_free, paper (ground truth picks the cluster, per frame), or oracle."""
+    merge: MergeConfig = field(default_factory=MergeConfig)
+    batch_size: int = 8
+    anchor_frames: int = 16
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    placement: EvaluatePlacement = field(default_factory=EvaluatePlacement)

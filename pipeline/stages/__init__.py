@@ -1,0 +1,1 @@
+"""One file for each stage; rows in, rows out, without Ray."""
