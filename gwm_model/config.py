@@ -54,6 +54,8 @@ class SegmenterConfig:
     """Width of the pixel decoder and of the queries; of the U-Net's first level."""
     decoder_layers: int = 6
     """Layers of the query decoder (paper: 6)."""
+    image_skip: bool = True
+    """The image itself joins the pixel decoder at mask resolution (paper: no)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,60 @@
+"""A segmenter on disk: `segmenter.safetensors` (all weights, the backbone's too) and `segmenter.json` (its configuration).
+
+Nothing pickled is written or read.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from gwm_model.config import BackboneConfig, SegmenterConfig
+from gwm_model.segmenter import Segmenter
+
+CONFIG_FILE = "segmenter.json"
+WEIGHTS_FILE = "segmenter.safetensors"
+FORMAT_VERSION = 1
+
+
+def save_segmenter(segmenter: Segmenter, folder: Path | str) -> None:
+    """Writes both files into `folder`, which is created if it is missing."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in segmenter.state_dict().items()}
+    save_file(weights, folder / WEIGHTS_FILE)
+    description = {"format_version": FORMAT_VERSION, "segmenter": dataclasses.asdict(segmenter.config)}
+    (folder / CONFIG_FILE).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")
+
+
+def read_segmenter_config(folder: Path | str) -> SegmenterConfig:
+    """The configuration of a saved segmenter. ValueError with one sentence if the folder does not hold one."""
+    path = Path(folder) / CONFIG_FILE
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no segmenter: {CONFIG_FILE} is missing.")
+    try:
+        description = json.loads(path.read_text())
+        if description["format_version"] != FORMAT_VERSION:
+            raise ValueError(f"format {description['format_version']} is not {FORMAT_VERSION}, which this version reads")
+        values = dict(description["segmenter"])
+        backbone = dict(values.pop("backbone"))
+        backbone["blocks"] = tuple(backbone["blocks"])
+        return SegmenterConfig(**values, backbone=BackboneConfig(**backbone))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} does not describe a segmenter: {error}.") from error
+
+
+def load_segmenter(path: Path | str, device: torch.device | str = "cpu") -> Segmenter:
+    """The segmenter saved in the folder `path`, in evaluation mode. ValueError with one sentence if it does not fit."""
+    config = read_segmenter_config(path)
+    unloaded = dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, weights="none"))
+    segmenter = Segmenter(unloaded)
+    try:
+        segmenter.load_state_dict(load_file(Path(path) / WEIGHTS_FILE))
+    except (RuntimeError, SafetensorError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{Path(path) / WEIGHTS_FILE} does not fit {CONFIG_FILE} beside it: {reason}") from error
+    segmenter.config = config
+    return segmenter.to(device).eval()

@@ -1,0 +1,67 @@
+"""The segmenter: one image -> logits of K regions. The only place that chooses an architecture."""
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gwm_model.backbone import Backbone, load_backbone
+from gwm_model.config import SegmenterConfig
+from gwm_model.maskformer import MaskFormerHead
+from gwm_model.unet import UNet
+
+
+class Segmenter(nn.Module):
+    """Images of any size -> float32 logits of K regions; the softmax over K gives the region probabilities."""
+
+    def __init__(self, config: SegmenterConfig):
+        super().__init__()
+        self.config = config
+        self.backbone: Backbone | None = None
+        self.head: UNet | MaskFormerHead
+        if config.architecture == "unet":
+            self.head = UNet(config.num_masks, config.hidden_channels)
+        else:
+            self.backbone = load_backbone(config.backbone)
+            self.head = MaskFormerHead(
+                self.backbone.channels,
+                hidden=config.hidden_channels,
+                num_masks=config.num_masks,
+                num_layers=config.decoder_layers,
+                image_skip=config.image_skip,
+            )
+
+    def resize(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 h w"]:
+        """Images in [0, 1] at the network's input size; uint8 images are 0 to 255, float images 0 to 1 already."""
+        images = images.float().div_(255.0) if images.dtype == torch.uint8 else images.float()
+        size = (self.config.height_px, self.config.width_px)
+        if images.shape[2:] == size:
+            return images
+        return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
+
+    def features(self, images: Float[Tensor, "B 3 h w"]) -> list[Tensor]:
+        """Feature maps of the backbone for images at the input size; empty for a U-Net. Constant if it is frozen."""
+        return self.backbone(images) if self.backbone is not None else []
+
+    def logits(self, features: list[Tensor], images: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B K H W"]:
+        """Region logits from the backbone's features and the images at the input size."""
+        return (self.head(images)[0] if isinstance(self.head, UNet) else self.head(features, images)).float()
+
+    def forward(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B K h w"]:
+        """Region logits at the network's output size."""
+        images = self.resize(images)
+        return self.logits(self.features(images), images)
+
+    def segment(self, images: Shaped[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B K h w"], Float[Tensor, "B C i j"]]:
+        """Region logits and appearance features for merging (the deepest map), in one pass."""
+        images = self.resize(images)
+        if isinstance(self.head, UNet):
+            logits, deepest = self.head(images)
+            return logits.float(), deepest.float()
+        features = self.features(images)
+        return self.logits(features, images), features[-1].float()
+
+
+def build_segmenter(config: SegmenterConfig) -> Segmenter:
+    """A segmenter with a fresh head and the configured backbone weights."""
+    return Segmenter(config)
