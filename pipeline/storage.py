@@ -1,0 +1,269 @@
+"""Files and objects behind URLs; the only module that opens a file system.
+
+A URL is a plain path, `file://`, `s3://`, `gs://`, `hf://` or whatever else fsspec knows. S3 credentials,
+region and endpoint come from the environment (`AWS_ENDPOINT_URL`, `AWS_PROFILE`, ...), as in every S3 client.
+"""
+
+import contextlib
+import errno
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import fsspec
+import pyarrow.fs
+from fsspec.core import split_protocol
+
+from pipeline.errors import GwmError
+from pipeline.storage_errors import explained, without_secrets
+
+TEMPORARY_PREFIX = ".gwm-"
+"""A file being written starts so; listings leave it out."""
+
+S3_OPTIONS: dict[str, Any] = {
+    "use_listings_cache": False,  # workers and other machines write while we look
+    "config_kwargs": {
+        "connect_timeout": 5,
+        "read_timeout": 60,
+        "retries": {"mode": "standard", "max_attempts": 4},
+    },
+}
+
+
+def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a URL and the path inside it; fsspec keeps one for each process and thread."""
+    protocol, _ = split_protocol(url)
+    protocol = protocol or "file"
+    options = S3_OPTIONS if protocol in ("s3", "s3a") else {"use_listings_cache": False}
+    with explained(url):
+        try:
+            filesystem = fsspec.filesystem(protocol, **({} if protocol in ("file", "local") else options))
+        except ValueError as error:
+            raise GwmError(
+                f"Cannot open {without_secrets(url)}: unknown kind of URL '{protocol}://'."
+            ) from error
+        return filesystem, str(filesystem._strip_protocol(url))
+
+
+def is_local(url: str) -> bool:
+    """Whether a URL is a path of this machine."""
+    return (split_protocol(url)[0] or "file") in ("file", "local")
+
+
+def absolute(url: str) -> str:
+    """The URL without a trailing slash; a local path becomes absolute: every worker means the same file."""
+    if is_local(url):
+        return str(open_filesystem(url)[1]).rstrip("/") or "/"
+    return url.rstrip("/")
+
+
+def join(url: str, *parts: str) -> str:
+    """A URL below another."""
+    return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def relative(url: str, root: str) -> str:
+    """A URL's path below `root`; ValueError where it is not below."""
+    base, path = absolute(root).rstrip("/") + "/", absolute(url)
+    if not path.startswith(base):
+        raise ValueError(f"{path} is not below {base}")
+    return path[len(base) :]
+
+
+def exists(url: str) -> bool:
+    """Whether a file or a non-empty folder is there."""
+    filesystem, path = open_filesystem(url)
+    with explained(url):
+        try:
+            filesystem.info(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+
+def is_folder(url: str) -> bool:
+    """Whether a folder, or a prefix with something below it, is there."""
+    filesystem, path = open_filesystem(url)
+    with explained(url):
+        return bool(filesystem.isdir(path))
+
+
+def size_bytes(url: str) -> int:
+    """A file's size."""
+    filesystem, path = open_filesystem(url)
+    with explained(url):
+        return int(filesystem.size(path))
+
+
+def list_files(url: str) -> Iterator[str]:
+    """Full URLs of all files below a folder or prefix, sorted, a page at a time; none where it is missing."""
+    for path, _ in list_file_sizes(url):
+        yield path
+
+
+def list_file_sizes(url: str) -> Iterator[tuple[str, int]]:
+    """`list_files` with sizes in bytes."""
+    filesystem, path = open_filesystem(url)
+    protocol = split_protocol(url)[0]
+    pages = _s3_objects(filesystem, path) if protocol in ("s3", "s3a") else _walk(filesystem, path)
+    prefix = "" if is_local(url) else f"{protocol}://"
+    with explained(url):
+        for name, num_bytes in pages:
+            if not name.endswith("/") and not name.rsplit("/", 1)[-1].startswith(TEMPORARY_PREFIX):
+                yield prefix + name, num_bytes
+
+
+def list_folder(url: str) -> list[str]:
+    """Full URLs of the files directly in a folder, sorted."""
+    filesystem, path = open_filesystem(url)
+    prefix = "" if is_local(url) else f"{split_protocol(url)[0]}://"
+    with explained(url):
+        entries = filesystem.ls(path, detail=True)
+    return sorted(
+        prefix + entry["name"] for entry in entries if entry["type"] == "file" and entry["name"] != path
+    )
+
+
+def read_bytes(url: str) -> bytes:
+    """A whole file."""
+    filesystem, path = open_filesystem(url)
+    with explained(url):
+        return bytes(filesystem.cat_file(path))
+
+
+def open_read(url: str) -> BinaryIO:
+    """A seekable file; an object is read in ranges."""
+    filesystem, path = open_filesystem(url)
+    with explained(url):
+        return cast("BinaryIO", filesystem.open(path, "rb"))
+
+
+def write_bytes(url: str, data: bytes) -> None:
+    """Writes a file that readers see whole or not at all: one PUT, or a temporary file, fsync and rename."""
+    filesystem, path = open_filesystem(url)
+    with explained(url):
+        if is_local(url):
+            with _temporary_file(path, data) as temporary:
+                os.replace(temporary, path)  # noqa: PTH105
+        else:
+            filesystem.pipe_file(path, data)
+
+
+def create_bytes(url: str, data: bytes) -> bool:
+    """Writes a file unless it exists; of several writers at once exactly one gets True."""
+    filesystem, path = open_filesystem(url)
+    with explained(url):
+        try:
+            if is_local(url):
+                with _temporary_file(path, data) as temporary:
+                    os.link(temporary, path)
+            else:
+                filesystem.pipe_file(path, data, mode="create")
+        except FileExistsError:
+            return False
+        except OSError as error:
+            # A server that answers 412 without naming the condition: s3fs says EINVAL for it.
+            if error.errno == errno.EINVAL and exists(url):
+                return False
+            raise
+    return True
+
+
+def delete(url: str) -> None:
+    """Removes one file; a missing one is no error."""
+    filesystem, path = open_filesystem(url)
+    with explained(url), contextlib.suppress(FileNotFoundError):
+        filesystem.rm_file(path)
+
+
+@contextlib.contextmanager
+def local_copy(url: str) -> Iterator[Path]:
+    """A local file with a URL's content: a local path as it is, otherwise a download removed afterwards."""
+    filesystem, path = open_filesystem(url)
+    if is_local(url):
+        with explained(url):
+            Path(path).stat()
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="gwm-") as folder:
+        target = Path(folder) / path.rsplit("/", 1)[-1]
+        with explained(url):
+            filesystem.get_file(path, str(target))
+        yield target
+
+
+def fetch_folder(url: str, to: Path) -> Path:
+    """A local folder with the files below a URL: a local folder as it is, otherwise downloaded into `to`."""
+    if is_local(url):
+        if not is_folder(url):
+            raise GwmError(f"There is no folder {url}.")
+        return Path(absolute(url))
+    filesystem, _ = open_filesystem(url)
+    found = False
+    for file_url in list_files(url):
+        found = True
+        target = to / relative(file_url, url)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with explained(file_url):
+            filesystem.get_file(open_filesystem(file_url)[1], str(target))
+    if not found:
+        raise GwmError(f"There is nothing at {without_secrets(url)}.")
+    return to
+
+
+def arrow_filesystem(url: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The same file system for Arrow and Ray, and the path inside it."""
+    filesystem, path = open_filesystem(url)
+    if is_local(url):
+        return pyarrow.fs.LocalFileSystem(), path
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem)), path
+
+
+@contextlib.contextmanager
+def _temporary_file(path: str, data: bytes) -> Iterator[Path]:
+    """A flushed file in the folder of `path`, removed at the end unless it was renamed."""
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, "not a folder", str(target.parent)) from error
+    temporary = target.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _s3_objects(filesystem: fsspec.AbstractFileSystem, path: str) -> Iterator[tuple[str, int]]:
+    """Keys below a prefix in the server's (lexicographic) order, a page of 1000 at a time."""
+    bucket, _, prefix = path.partition("/")
+    request: dict[str, str] = {"Bucket": bucket, "Prefix": f"{prefix.rstrip('/')}/" if prefix else ""}
+    while True:
+        page = filesystem.call_s3("list_objects_v2", **request)
+        for entry in page.get("Contents", ()):
+            yield f"{bucket}/{entry['Key']}", int(entry["Size"])
+        if not page.get("IsTruncated"):
+            return
+        request["ContinuationToken"] = page["NextContinuationToken"]
+
+
+def _walk(filesystem: fsspec.AbstractFileSystem, path: str) -> Iterator[tuple[str, int]]:
+    """Files below a folder in the order in which an object store lists keys, a folder at a time."""
+    try:
+        entries = filesystem.ls(path, detail=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    folders = {entry["name"].rstrip("/") + "/" for entry in entries if entry["type"] == "directory"}
+    sizes = {entry["name"]: int(entry["size"] or 0) for entry in entries if entry["type"] == "file"}
+    for name in sorted(folders | sizes.keys()):
+        if name in folders:
+            yield from _walk(filesystem, name.rstrip("/"))
+        elif name != path:
+            yield name, sizes[name]
