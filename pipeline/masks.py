@@ -13,7 +13,7 @@ MASK_SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaskRow:
-    """One image or frame; where `error` says why there is no mask, only `source` and `frame_index` are set."""
+    """One image or frame; where `error` says why it has no mask, only `source` and `frame_index` are set."""
 
     source: str
     """Image or video, relative to the input root; stable across runs."""

@@ -26,5 +26,5 @@ def jaccard(prediction: Mask, truth: Mask, *, both_empty: float = 1.0) -> float:
 
 
 def binary_mask(image: npt.NDArray[np.uint8]) -> Mask:
-    """The foreground of a stored mask: above 128 where 255 occurs (antialiased 0/255), else everything above 0 (0/1)."""
+    """The foreground of a stored mask: above 128 where 255 occurs (antialiased 0/255), else above 0 (0/1)."""
     return image > 128 if image.max(initial=0) == 255 else image > 0
