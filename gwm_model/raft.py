@@ -1,7 +1,7 @@
-"""RAFT optical flow (Teed and Deng, ECCV 2020) on torchvision's modules; a frame is encoded once for its pairs.
+"""RAFT optical flow (Teed and Deng, ECCV 2020) on torchvision's modules; frames are encoded once.
 
-Images enter in [-1, 1]. raft_large upsamples by convex combination, raft_small bilinearly, both once, after the
-last update; until then everything stays at 1/8 of the size.
+Images enter in [-1, 1]. raft_large upsamples by convex combination, raft_small bilinearly, both once, after
+the last update; until then everything stays at 1/8 of the size.
 """
 
 from collections.abc import Iterator, Sequence

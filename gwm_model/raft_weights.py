@@ -1,8 +1,7 @@
 """RAFT checkpoints, torchvision's own and the original code's, read strictly into torchvision's networks.
 
-The original checkpoints (princeton-vl/RAFT) hold the same tensors under other names: a `module.` prefix, `fnet`
-and `cnet` for the encoders, `gru` for the recurrent block, and every projection's norm twice (`norm3` and
-`downsample.1`).
+The original checkpoints (princeton-vl/RAFT) hold the same tensors under other names: a `module.` prefix,
+`fnet` and `cnet` for the encoders, `gru` for the recurrent block, and every projection's norm stored twice.
 """
 
 import hashlib
