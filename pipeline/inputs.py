@@ -1,4 +1,4 @@
-"""What `videos=` and `images=` mean: a file, a folder, a glob, a prefix, or a list; as a stream of sources."""
+"""What `videos=` and `images=` mean (a file, folder, glob, prefix or list), as a stream of sources."""
 
 import csv
 import io
@@ -52,8 +52,8 @@ def find_videos(spec: str) -> Iterator[Source]:
 def find_images(spec: str) -> Iterator[Source]:
     """The images and videos of `images=`.
 
-    A folder of images of one size whose names are all digits, evenly counted, is one source of kind `frames`, so
-    that the object is chosen consistently over it; other images stand alone, and so do all images of a list.
+    A folder of images of one size whose names are all digits, evenly counted, is one source of kind `frames`,
+    so that the object is chosen consistently over it; other images stand alone, as do the images of a list.
     """
     yield from _at_least_one(_find(spec, images=True), spec, "image or video")
 
@@ -224,7 +224,7 @@ def _suffix(url: str) -> str:
 
 
 def _number(url: str, *, digits_only: bool = False) -> int | None:
-    """The number at the end of an image's name, or None: `00012.jpg`; unless digits only, `frame_12.png` too."""
+    """The number in an image's name, or None: `00012.jpg`; unless digits only, `frame_12.png` too."""
     stem, suffix = posixpath.splitext(posixpath.basename(url))
     match = re.fullmatch(r"\d+" if digits_only else r".*?(\d+)", stem)
     return int(match[match.lastindex or 0]) if match and suffix.lower() in IMAGE_SUFFIXES else None
