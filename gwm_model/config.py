@@ -73,6 +73,18 @@ class ObjectiveConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and a linear decay over the last part of training."""
+
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup_steps: int = 100
+    decay_fraction: float = 0.4
+    """The last fraction of the steps, over which the rate falls linearly to zero."""
+    max_gradient_norm: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MergeConfig:
     """How K regions become object and background."""
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from gwm_model.config import FlowEstimatorConfig, MergeConfig, ObjectiveConfig, SegmenterConfig
+from gwm_model.config import FlowEstimatorConfig, MergeConfig, ObjectiveConfig, OptimizerConfig, SegmenterConfig
 
 MISSING = "???"
 """OmegaConf's mark of a value that the user must give."""
@@ -100,18 +100,6 @@ class CacheConfig:
     """Local folder; none uses the system's temporary folder."""
     max_bytes: int = 64 * 2**30
     """Local disk the cache may fill; frames beyond it are read and computed again each epoch."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OptimizerConfig:
-    """AdamW with linear warm-up and a linear decay over the last part of training."""
-
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    warmup_steps: int = 100
-    decay_fraction: float = 0.4
-    """The last fraction of the steps, over which the rate falls linearly to zero."""
-    max_gradient_norm: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

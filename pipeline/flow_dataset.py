@@ -1,0 +1,135 @@
+"""A flow dataset as training sees it: an index of frames, a deterministic order, and single frames read on demand."""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from threading import Lock
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.dataset import Dataset, ShardEntry
+from pipeline.errors import GwmError
+from pipeline.records import decode_flow, decode_image, flow_column, has_flow_column
+
+SHUFFLE_SHARDS = 256
+"""Shards whose frames are shuffled together: the order stays random and a reader keeps this many files in sight."""
+OPEN_SHARDS = 512
+"""Shards kept open for reading (their footers are then read once)."""
+PROBED_SHARDS = 64
+"""Shards looked into for any flow at all before training starts."""
+
+
+class Frame(NamedTuple):
+    """One frame of a flow dataset, decoded."""
+
+    image: npt.NDArray[np.uint8]
+    """RGB [H, W, 3] at the stored size."""
+    flow: npt.NDArray[np.float32]
+    """[G, 2, H, W], px, in the order of the dataset's gaps; zeros where there is none."""
+    has_flow: npt.NDArray[np.bool_]
+    """[G]."""
+
+
+@dataclass(frozen=True, slots=True)
+class FlowDataset:
+    """The shards of a flow dataset, in a fixed order, and the gaps they hold."""
+
+    shards: tuple[ShardEntry, ...]
+    gaps: tuple[int, ...]
+    dataset: Dataset
+
+    @property
+    def num_frames(self) -> int:
+        """Frames in all shards."""
+        return sum(shard.num_rows for shard in self.shards)
+
+    def first_ids(self) -> npt.NDArray[np.int64]:
+        """The id of each shard's first frame: ids number the frames of all shards in order."""
+        rows = np.array([0, *(shard.num_rows for shard in self.shards)], np.int64)
+        return np.cumsum(rows)[:-1]
+
+    def epoch(self, seed: int, epoch: int) -> Iterator[int]:
+        """All frame ids, each once, in an order that depends on seed and epoch alone.
+
+        Shards are shuffled, then the frames of every SHUFFLE_SHARDS of them, so that no list of all frames is needed.
+        """
+        generator = np.random.default_rng([seed, epoch])
+        shards, first = generator.permutation(len(self.shards)), self.first_ids()
+        for start in range(0, len(shards), SHUFFLE_SHARDS):
+            window = shards[start : start + SHUFFLE_SHARDS]
+            ids = np.concatenate([first[shard] + np.arange(self.shards[shard].num_rows) for shard in window])
+            yield from generator.permutation(ids).tolist()
+
+    def batches(self, seed: int, batch_size: int, first_step: int) -> Iterator[list[int]]:
+        """Endless batches of frame ids from `first_step` on; epochs follow each other without a gap."""
+        position = first_step * batch_size
+        epoch, skipped = divmod(position, self.num_frames)
+        stream = islice(self._epochs(seed, epoch), skipped, None)
+        while True:
+            yield list(islice(stream, batch_size))
+
+    def _epochs(self, seed: int, epoch: int) -> Iterator[int]:
+        while True:
+            yield from self.epoch(seed, epoch)
+            epoch += 1
+
+
+def open_flow_dataset(url: str) -> FlowDataset:
+    """The flow dataset at `url`. GwmError if there is none, or if it holds no flow to learn from."""
+    dataset = Dataset.read(url, kind="flow")
+    shards = tuple(dataset.manifest())
+    if not shards:
+        raise GwmError(f"The flow dataset {url} is empty: run gwm prepare until it ends, or gwm verify to rebuild its manifest.")
+    gaps = tuple(int(gap) for gap in dataset.config_value("estimate_flow.gaps"))
+    _require_flow(dataset, shards, gaps)
+    return FlowDataset(shards, gaps, dataset)
+
+
+def _require_flow(dataset: Dataset, shards: Sequence[ShardEntry], gaps: Sequence[int]) -> None:
+    columns = [has_flow_column(gap) for gap in gaps]
+    for shard in shards[:PROBED_SHARDS]:
+        with storage.open_read(dataset.shard_url(shard.unit)) as file:
+            table = pq.read_table(file, columns=columns)
+        if any(any(column.to_pylist()) for column in table.columns):
+            return
+    raise GwmError(f"The flow dataset {dataset.url} holds no flow: its videos have single frames only.")
+
+
+class FrameReader:
+    """Reads single frames by id; thread-safe, keeps the most recently used shards open."""
+
+    def __init__(self, flow: FlowDataset):
+        self.flow = flow
+        self.first_ids = flow.first_ids()
+        self.columns = ["image", *map(flow_column, flow.gaps), *map(has_flow_column, flow.gaps)]
+        self.files: OrderedDict[int, tuple[pq.ParquetFile, Lock]] = OrderedDict()
+        self.lock = Lock()
+
+    def read(self, frame_id: int) -> Frame:
+        """The frame with this id."""
+        shard = int(np.searchsorted(self.first_ids, frame_id, side="right")) - 1
+        file, lock = self._open(shard)
+        with lock:
+            row = file.read_row_group(int(frame_id - self.first_ids[shard]), columns=self.columns)
+        flow = [row[flow_column(gap)].combine_chunks().to_numpy_ndarray()[0] for gap in self.flow.gaps]
+        return Frame(
+            image=decode_image(row["image"][0].as_py()),
+            flow=decode_flow(np.stack(flow)),
+            has_flow=np.array([row[has_flow_column(gap)][0].as_py() for gap in self.flow.gaps]),
+        )
+
+    def _open(self, shard: int) -> tuple[pq.ParquetFile, Lock]:
+        with self.lock:
+            if shard in self.files:
+                self.files.move_to_end(shard)
+            else:
+                source = storage.open_read(self.flow.dataset.shard_url(self.flow.shards[shard].unit))
+                self.files[shard] = (pq.ParquetFile(source), Lock())
+                if len(self.files) > OPEN_SHARDS:
+                    self.files.popitem(last=False)
+            return self.files[shard]

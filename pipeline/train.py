@@ -1,0 +1,131 @@
+"""gwm train: flow shards -> segmenter, with DistributedDataParallel on Ray Train."""
+
+import queue
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import ray.train
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.util.queue import Queue
+
+from gwm_model.checkpoint import CONFIG_FILE
+from pipeline import storage
+from pipeline.config import TrainConfig
+from pipeline.dataset import Dataset
+from pipeline.errors import GwmError
+from pipeline.flow_dataset import FlowDataset, open_flow_dataset
+from pipeline.load_config import digest, fingerprint, flatten
+from pipeline.placement import start_ray, unwrap
+from pipeline.progress import Progress
+from pipeline.sample_cache import cache_folder
+from pipeline.summary import show_summary, write_json, write_summary
+from pipeline.tracking import Tracker
+from pipeline.train_worker import TrainJob, configured_segmenter, train_worker
+
+MAX_FAILURES = 3
+"""Times that training starts again from its last checkpoint after a worker died, before the job gives up."""
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Trains a segmenter on a flow dataset; returns the summary. An interrupted run goes on from its last checkpoint."""
+    flow = open_flow_dataset(config.flow)
+    configured_segmenter(config.segmenter)  # weights that do not fit are refused before anything is written
+    output = Dataset.open(config.output, kind="model", config=config, schema_version=1)
+    if storage.exists(storage.join(config.output, CONFIG_FILE)):
+        return finished(config, output, {"skipped": 1}, [], 0.0)
+    start_ray(config.placement.address)
+    tracker = Tracker.start(
+        config.tracking,
+        command="train",
+        output=config.output,
+        run_config=config,
+        fingerprint=fingerprint(config),
+    )
+    began = time.monotonic()
+    events: Any = Queue() if config.num_workers else queue.Queue()
+    job = TrainJob(config=config, flow=flow, cache_name=cache_name(config, flow), events=events)
+    history: list[dict[str, float]] = []
+    try:
+        with Progress(total=config.num_steps, unit="steps") as progress, ThreadPoolExecutor(1) as pool:
+            for event in news(events, pool.submit(trainer(job).fit)):
+                if "values" in event:
+                    step = int(event["values"]["step"])
+                    tracker.log_metrics(event["values"], step=step)
+                    progress.reach(step, loss=event["values"]["loss"])
+                elif "picture" in event:
+                    name = f"pictures/step_{event['step']:06d}.jpg"
+                    storage.write_bytes(storage.join(config.output, name), event["picture"])
+                    tracker.log_bytes(name, event["picture"])
+                else:
+                    history = event["progress"].history
+    except BaseException as error:
+        tracker.finish("FAILED" if isinstance(error, Exception) else "KILLED")
+        raise unwrap(error) from error
+    shutil.rmtree(cache_folder(config.cache.directory, job.cache_name), ignore_errors=True)
+    summary = finished(config, output, {"done": 1}, history, time.monotonic() - began)
+    tracker.finish("FINISHED")
+    return summary
+
+
+def trainer(job: TrainJob) -> TorchTrainer:
+    """Ray Train around `train_worker`; its checkpoints lie in `output/training`, found again by name."""
+    config, place = job.config, job.config.placement.train_worker
+    filesystem, path = storage.arrow_filesystem(config.output)
+    return TorchTrainer(
+        partial(train_worker, job),
+        scaling_config=ScalingConfig(
+            num_workers=config.num_workers,
+            use_gpu=place.num_gpus > 0,
+            resources_per_worker={"CPU": place.num_cpus} | ({"GPU": place.num_gpus} if place.num_gpus > 0 else {}),
+        ),
+        run_config=RunConfig(
+            name="training",
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+
+
+def news(events: Any, fit: Future[Any]) -> Iterator[dict[str, Any]]:
+    """The workers' events until training has ended; raises what ended it."""
+    while True:
+        try:
+            yield events.get(timeout=0.5)
+        except (queue.Empty, ray.util.queue.Empty):
+            if fit.done():
+                fit.result()
+                return
+
+
+def cache_name(config: TrainConfig, flow: FlowDataset) -> str:
+    """Equal for runs whose samples are equal: same frames, same size, same frozen backbone."""
+    shards = {shard.unit: shard.sha256 for shard in flow.shards}
+    segmenter = {key: value for key, value in flatten(config.segmenter).items() if "backbone" in key or key.endswith("_px")}
+    shape = {"architecture": config.segmenter.architecture, "precision": config.precision}
+    return digest(shards | segmenter | shape)
+
+
+def finished(
+    config: TrainConfig, output: Dataset, units: dict[str, int], history: list[dict[str, float]], seconds: float
+) -> dict[str, Any]:
+    """Writes and shows the summary; the losses go to metrics.json beside it."""
+    if history:
+        write_json(storage.join(output.url, "metrics.json"), history)
+    summary = write_summary(
+        output.url,
+        command="train",
+        fingerprint=fingerprint(config),
+        units={"done": 0, "skipped": 0, "quarantined": 0} | units,
+        seconds={"train": seconds},
+        steps=config.num_steps,
+        loss=history[-1]["loss"] if history else None,
+    )
+    show_summary(summary, f"gwm segment --config conf/segment.yaml images=... model={config.output} output=...")
+    return summary
