@@ -136,7 +136,7 @@ class Dataset:
         return [json.loads(storage.read_bytes(url)) for url in urls]
 
     def write_manifest(self, entries: Iterable[ShardEntry] = ()) -> ManifestTotals:
-        """Writes manifest.parquet from new entries and the previous one; reads only shards unknown to both."""
+        """Writes manifest.parquet from new entries and the previous one; reads only unknown shards."""
         return manifest.write(self.url, self.shard_sizes(), entries)
 
     def manifest(self) -> list[ShardEntry]:

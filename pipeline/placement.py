@@ -1,7 +1,11 @@
 """Where stages run: Ray's start, its settings, and the resources of each stage as Ray Data words."""
 
+import contextlib
 import logging
 import os
+import signal
+import socket
+import tempfile
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -12,6 +16,7 @@ from pipeline.config import StagePlacement
 from pipeline.errors import GwmError
 
 NO_PROGRESS_TIMEOUT_S = 3600.0
+CONNECT_TIMEOUT_S = 10.0
 
 
 def start_ray(address: str | None) -> None:
@@ -21,11 +26,20 @@ def start_ray(address: str | None) -> None:
     """
     if not ray.is_initialized():
         cluster = address or os.environ.get("RAY_ADDRESS")
-        if cluster:
-            _join(cluster)
-        else:
-            _start_local()
+        # Ray's C++ core writes warnings about its own internals to the terminal; its log files stay complete.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        on_terminate = signal.getsignal(signal.SIGTERM)
+        with _stderr_kept_back():
+            if cluster:
+                _join(cluster)
+            else:
+                _start_local()
+        if callable(on_terminate):
+            # ray.init takes SIGTERM for itself; the command line's handler says that a rerun continues.
+            signal.signal(signal.SIGTERM, on_terminate)
     _set_data_context(DataContext.get_current())
+    _silence("ray.data")
+    _silence("ray.train")
 
 
 def tasks(place: StagePlacement) -> dict[str, Any]:
@@ -54,15 +68,34 @@ def torch_threads(place: StagePlacement) -> int:
 
 def unwrap(error: BaseException) -> BaseException:
     """The GwmError inside the exceptions of Ray, Ray Data and Ray Train; otherwise the error itself."""
-    return next((found for found in _chain(error) if isinstance(found, GwmError)), error)
+    found = next((inner for inner in _chain(error) if isinstance(inner, GwmError)), None)
+    if found is None:
+        return error
+    # Ray Data adds advice on retries below the sentence.
+    sentence = GwmError(str(found).split("\nFailed to apply", 1)[0])
+    sentence.__cause__ = error
+    return sentence
 
 
 def _join(cluster: str) -> None:
+    _check_answers(cluster)
     try:
         ray.init(address=cluster, log_to_driver=False, logging_level=logging.WARNING)
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise GwmError(f"Cannot join the Ray cluster at {cluster}: {reason}") from error
+
+
+def _check_answers(cluster: str) -> None:
+    """Raises GwmError where nothing listens; Ray itself would try for minutes and then end the process."""
+    host, _, port = cluster.rsplit("/", 1)[-1].rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise GwmError(f"Cannot join the Ray cluster at {cluster}: {reason}.") from error
 
 
 def _start_local() -> None:
@@ -90,7 +123,36 @@ def _set_data_context(context: DataContext) -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.log_internal_stack_trace = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # A GwmError raised in a stage arrives as itself.
+    context.raise_original_map_exception = True
+
+
+def _silence(name: str) -> None:
+    """Takes a logger off the terminal; its log file stays."""
+    logger = logging.getLogger(name)
+    for handler in list(logger.handlers):
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            logger.removeHandler(handler)
+    logger.propagate = False
+
+
+@contextlib.contextmanager
+def _stderr_kept_back() -> Iterator[None]:
+    """Keeps what Ray's C++ core prints while it starts, and shows it only if the start fails."""
+    shown = os.dup(2)
+    with tempfile.TemporaryFile() as kept:
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except GwmError:
+            raise
+        except Exception:
+            kept.seek(0)
+            os.write(shown, kept.read())
+            raise
+        finally:
+            os.dup2(shown, 2)
+            os.close(shown)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
