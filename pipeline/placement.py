@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext
+from ray.exceptions import RayTaskError
 
 from pipeline.config import StagePlacement
 from pipeline.errors import GwmError
@@ -68,11 +69,13 @@ def torch_threads(place: StagePlacement) -> int:
 
 def unwrap(error: BaseException) -> BaseException:
     """The GwmError inside the exceptions of Ray, Ray Data and Ray Train; otherwise the error itself."""
-    found = next((inner for inner in _chain(error) if isinstance(inner, GwmError)), None)
-    if found is None:
+    sentences = [inner for inner in _chain(error) if isinstance(inner, GwmError)]
+    if not sentences:
         return error
+    # Ray raises a copy that is its own error and ours at once; ours alone carries the plain sentence.
+    found = next((inner for inner in sentences if not isinstance(inner, RayTaskError)), sentences[0])
     # Ray Data adds advice on retries below the sentence.
-    sentence = GwmError(str(found).split("\nFailed to apply", 1)[0])
+    sentence = GwmError(str(found.args[0]).split("\nFailed to apply", 1)[0])
     sentence.__cause__ = error
     return sentence
 
