@@ -1,0 +1,111 @@
+"""Pictures to look at: numpy uint8 RGB [H, W, 3] in and out, used by reports, training and segment."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+REGION_COLOURS = np.array(
+    [
+        [52, 101, 164],
+        [245, 151, 48],
+        [78, 154, 86],
+        [204, 70, 85],
+        [125, 95, 172],
+        [96, 186, 197],
+        [226, 196, 70],
+        [140, 110, 90],
+    ],
+    np.uint8,
+)
+OBJECT_COLOUR = np.array([255, 64, 96], np.uint8)
+
+
+def colour_flow(flow: Float[np.ndarray, "2 H W"], max_px: float | None = None) -> UInt8[np.ndarray, "H W 3"]:
+    """The flow on a colour wheel: hue is the direction, saturation the length.
+
+    Full saturation is at `max_px`, or at the 99th percentile of the length. Flow that is not finite is black.
+    """
+    finite = np.isfinite(flow).all(0)
+    dx, dy = np.where(finite, flow, 0.0).astype(np.float32)
+    length, degrees = cv2.cartToPolar(dx, dy, angleInDegrees=True)
+    scale = max_px if max_px is not None else max(float(np.percentile(length, 99)), 1e-3)
+    saturation = np.clip(length / scale, 0, 1)
+    hsv = np.stack([degrees, saturation, finite.astype(np.float32)], -1)
+    return np.asarray(np.rint(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) * 255), np.uint8)
+
+
+def colour_regions(probabilities: Float[np.ndarray, "K H W"]) -> UInt8[np.ndarray, "H W 3"]:
+    """The regions' colours mixed by their probabilities."""
+    colours = REGION_COLOURS[np.arange(len(probabilities)) % len(REGION_COLOURS)].astype(np.float32)
+    mixed = np.einsum("khw,kc->hwc", probabilities.astype(np.float32), colours)
+    return np.asarray(np.clip(np.rint(mixed), 0, 255), np.uint8)
+
+
+def overlay(
+    image: UInt8[np.ndarray, "H W 3"], mask: Float[np.ndarray, "H W"] | Bool[np.ndarray, "H W"]
+) -> UInt8[np.ndarray, "H W 3"]:
+    """The image with the object tinted, its outline drawn and the background darkened and greyed."""
+    weight = np.clip(mask.astype(np.float32), 0, 1)[..., None]
+    grey = image.mean(-1, keepdims=True)
+    background = 0.45 * (0.5 * image + 0.5 * grey)
+    tinted = 0.62 * image + 0.38 * OBJECT_COLOUR
+    mixed = np.ascontiguousarray(np.rint(weight * tinted + (1 - weight) * background).astype(np.uint8))
+    contours, _ = cv2.findContours(
+        (weight[..., 0] > 0.5).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
+    )
+    cv2.drawContours(mixed, contours, -1, (255, 255, 255), 1)
+    return mixed
+
+
+def mask_picture(mask: Float[np.ndarray, "H W"] | Bool[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W 3"]:
+    """The mask in grey, 1 as white."""
+    grey = np.rint(np.clip(mask.astype(np.float32), 0, 1) * 255).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=-1)
+
+
+def resize(image: UInt8[np.ndarray, "H W 3"], *, height_px: int) -> UInt8[np.ndarray, "h w 3"]:
+    """The image at another height, its aspect ratio kept."""
+    width_px = max(1, round(image.shape[1] * height_px / image.shape[0]))
+    interpolation = cv2.INTER_AREA if height_px < image.shape[0] else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(image, (width_px, height_px), interpolation=interpolation), np.uint8)
+
+
+def side_by_side(
+    pictures: Sequence[UInt8[np.ndarray, "H W 3"]], gap_px: int = 4
+) -> UInt8[np.ndarray, "H W2 3"]:
+    """The pictures in one row at the height of the first, with white gaps between them."""
+    height_px = pictures[0].shape[0]
+    gap = np.full((height_px, gap_px, 3), 255, np.uint8)
+    row = [pictures[0]]
+    for picture in pictures[1:]:
+        row += [gap, picture if picture.shape[0] == height_px else resize(picture, height_px=height_px)]
+    return np.concatenate(row, axis=1)
+
+
+def stacked(pictures: Sequence[UInt8[np.ndarray, "H W 3"]], gap_px: int = 4) -> UInt8[np.ndarray, "H2 W 3"]:
+    """The pictures, all of one width, under one another with white gaps between them."""
+    gap = np.full((gap_px, pictures[0].shape[1], 3), 255, np.uint8)
+    column = [pictures[0]]
+    for picture in pictures[1:]:
+        column += [gap, picture]
+    return np.concatenate(column, axis=0)
+
+
+def encode_png(image: UInt8[np.ndarray, "H W 3"] | UInt8[np.ndarray, "H W"]) -> bytes:
+    """PNG bytes of an RGB or grey picture."""
+    return _encode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 6])
+
+
+def encode_jpeg(image: UInt8[np.ndarray, "H W 3"] | UInt8[np.ndarray, "H W"], quality: int = 88) -> bytes:
+    """JPEG bytes of an RGB or grey picture."""
+    return _encode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+
+
+def _encode(extension: str, image: UInt8[np.ndarray, "..."], options: list[int]) -> bytes:
+    swapped = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
+    encoded, data = cv2.imencode(extension, swapped, options)
+    if not encoded:
+        raise ValueError(f"OpenCV could not encode a picture of shape {image.shape} as {extension}")
+    return bytes(data)
