@@ -1,0 +1,152 @@
+"""Masks of a sequence against its ground truth: J of every frame."""
+
+from collections.abc import Iterator, Sequence
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from gwm_model.merge import bipartitions, foreground_probability
+from pipeline import storage
+from pipeline.config import EvaluateConfig
+from pipeline.errors import GwmError, UnitError
+from pipeline.frames import FrameList, read_frame_list
+from pipeline.inference import RegionModel, anchor_positions, decide, upsample
+from pipeline.metrics import Mask, jaccard
+from pipeline.predictions import Place, read_mask, read_predictions
+from pipeline.records import Row
+
+MODEL_PROTOCOLS = ("label_free", "paper", "oracle")
+SIDES_AT_ONCE = 16
+
+
+def score_sequence(row: Row, config: EvaluateConfig) -> Row:
+    """The row's scores of given masks: `j`, one for each frame in `frame_index`.
+
+    A mask of another size than its ground truth is resized (nearest pixel) and counted in `num_resized`.
+    """
+    places = [Place(file=file, row=index) for file, index in zip(row["files"], row["rows"], strict=True)]
+    masks = read_predictions(str(config.masks), row["masks_kind"], places)
+    scores, num_resized = [], 0
+    for mask, truth in zip(masks, _truths(row["annotation_urls"]), strict=True):
+        num_resized += mask.shape != truth.shape
+        scores.append(jaccard(_resized(mask, truth.shape), truth))
+    return {**_frames_of(row), "num_resized": num_resized, "j": scores}
+
+
+class ScoreSequence:
+    """Scores of a segmenter on a sequence under every protocol, from one forward pass.
+
+    Columns `j_label_free`, `j_paper`, `j_oracle`; not a number outside a protocol's frames.
+    """
+
+    def __init__(self, config: EvaluateConfig, device: str, height_px: int, width_px: int) -> None:
+        torch.set_num_threads(max(1, int(config.placement.score_sequence.num_cpus)))
+        self._config = config
+        self._size = (height_px, width_px)
+        self._model = RegionModel(
+            str(config.model), config.merge, batch_size=config.batch_size, device=device
+        )
+
+    def __call__(self, row: Row) -> Row:
+        """The row's scores: one for each frame in `frame_index`."""
+        frames = FrameList.of_row(row)
+        scores: dict[str, list[float]] = {f"j_{protocol}": [] for protocol in MODEL_PROTOCOLS}
+        try:
+            for found in self._score(row, frames):
+                for name, values in scores.items():
+                    values.append(found[name])
+        except UnitError as error:
+            raise GwmError(f"{row['sequence']} cannot be scored: {error}.") from error
+        return {**_frames_of(row), "num_resized": 0, **scores}
+
+    def _score(self, row: Row, frames: FrameList) -> Iterator[dict[str, float]]:
+        decision = self._video_decision(frames) if row["is_video"] else None
+        positions = list(row["frame_index"])
+        for first in range(0, len(positions), self._config.batch_size):
+            part = slice(first, first + self._config.batch_size)
+            masks, features = self._regions(frames, positions[part])
+            labels, _ = decide(masks, features, is_video=False)
+            video_labels, object_is = decision or decide(masks, features, is_video=False)
+            for image, truth in enumerate(_truths(row["annotation_urls"][part])):
+                chosen = 0 if decision else image
+                scores = protocol_scores(
+                    upsample(masks[image], *truth.shape),
+                    truth,
+                    video_labels[chosen],
+                    object_is[chosen],
+                    labels[image],
+                )
+                yield _inside(scores, row, first + image)
+
+    def _video_decision(self, frames: FrameList) -> tuple[Int64[Tensor, "1 K"], Int64[Tensor, " 1"]]:
+        anchors = anchor_positions(len(frames), self._config.anchor_frames)
+        labels, object_is = decide(*self._regions(frames, anchors), is_video=True)
+        return labels[:1], object_is[:1]
+
+    def _regions(self, frames: FrameList, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+        images = read_frame_list(frames, positions, *self._size)
+        return self._model.regions(torch.from_numpy(images))
+
+
+def protocol_scores(
+    regions: Float[Tensor, "K H W"],
+    truth: Mask,
+    labels: Int64[Tensor, " K"],
+    object_is: Int64[Tensor, ""],
+    frame_labels: Int64[Tensor, " K"],
+) -> dict[str, float]:
+    """J of one frame under each protocol, from region probabilities at the ground truth's size.
+
+    label_free: the object is the side `object_is` of `labels`. paper: of the sides of `frame_labels`, the
+    frame's own cut, the one nearer to the truth. oracle: of all bipartitions' sides. The last two count two
+    empty masks as 0, as the paper's code does.
+    """
+    target = torch.from_numpy(truth).to(regions.device)
+    free = foreground_probability(regions[None], labels[None], object_is[None])
+    sides = torch.stack([frame_labels, 1 - frame_labels])
+    splits = bipartitions(len(regions), regions.device)
+    every = torch.cat([splits, 1 - splits])
+    return {
+        "j_label_free": jaccard((free[0] > 0.5).cpu().numpy(), truth),
+        "j_paper": _best(regions, target, sides),
+        "j_oracle": _best(regions, target, every),
+    }
+
+
+def _best(regions: Float[Tensor, "K H W"], truth: Bool[Tensor, "H W"], sides: Int64[Tensor, "S K"]) -> float:
+    """The highest J of the sides (sets of regions, 1 = member); 0 if mask and truth are empty."""
+    pixels, target = regions.flatten(1), truth.flatten()
+    best = 0.0
+    for some in torch.split(sides, SIDES_AT_ONCE):
+        chosen = some.to(pixels.dtype) @ pixels > 0.5
+        both = (chosen & target).sum(1)
+        either = (chosen | target).sum(1)
+        best = max(best, float((both / either.clamp_min(1)).max()))
+    return best
+
+
+def _inside(scores: dict[str, float], row: Row, number: int) -> dict[str, float]:
+    """The scores, not a number for a protocol that leaves this frame out."""
+    counts = {"j_label_free": row["in_official"][number], "j_paper": row["in_paper"][number]}
+    counts["j_oracle"] = counts["j_paper"]
+    return {name: score if counts[name] else float("nan") for name, score in scores.items()}
+
+
+def _truths(urls: Sequence[str]) -> Iterator[Mask]:
+    for url in urls:
+        yield read_mask(url, storage.read_bytes(url))
+
+
+def _resized(mask: Mask, shape: tuple[int, ...]) -> Mask:
+    if mask.shape == shape:
+        return mask
+    resized = cv2.resize(mask.astype(np.uint8), shape[::-1], interpolation=cv2.INTER_NEAREST)
+    return np.asarray(resized, np.bool_)
+
+
+def _frames_of(row: Row) -> Row:
+    names = ("sequence", "frame_index", "frame")
+    return {name: row[name] for name in names}
