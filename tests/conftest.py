@@ -1,7 +1,7 @@
 """What all tests share: fixed seeds, the test data, a local Ray, and real S3 and MLflow servers on loopback.
 
-Ray's workers inherit the environment of the moment Ray starts. So the S3 endpoint and credentials are set before
-it, whether a test of the session needs the S3 server or not.
+Ray's workers inherit the environment of the moment Ray starts. So the S3 endpoint and credentials are set
+before it, whether a test of the session needs the S3 server or not.
 """
 
 import os
