@@ -1,8 +1,8 @@
 """Optical flow of a clip at four gaps: torchvision's RAFT pair by pair against gwm_model, in one process.
 
 Run it with `python tests/benchmarks/flow.py`; it prints one JSON line for each network. Both sides get the
-same frames and weights, and the benchmark fails where their flows differ. A round times each side once, one after
-the other; the ratio is the median over the rounds.
+same frames and weights, and the benchmark fails where their flows differ. A round times each side once;
+the ratio is the median over the rounds.
 """
 
 import argparse
