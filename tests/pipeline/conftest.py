@@ -1,0 +1,107 @@
+"""Videos made for the tests."""
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+MakeVideo = Callable[..., Path]
+
+
+def moving_texture(num_frames: int, height_px: int, width_px: int, seed: int = 0) -> npt.NDArray[np.uint8]:
+    """Frames [T, H, W, 3] of a smooth texture that moves 2 px left and 1 px up from frame to frame."""
+    generator = np.random.default_rng(seed)
+    margin = 2 * num_frames
+    coarse = generator.integers(0, 255, ((height_px + margin) // 8 + 2, (width_px + margin) // 8 + 2, 3))
+    texture = cv2.resize(coarse.astype(np.uint8), None, fx=8, fy=8, interpolation=cv2.INTER_CUBIC)
+    return np.stack(
+        [texture[t : t + height_px, 2 * t : 2 * t + width_px] for t in range(num_frames)], dtype=np.uint8
+    )
+
+
+@pytest.fixture
+def make_video(tmp_path: Path) -> MakeVideo:
+    """Writes moving_texture as a video file below tmp_path/videos and returns its path."""
+
+    def make(
+        name: str = "video.mp4",
+        *,
+        num_frames: int = 30,
+        height_px: int = 48,
+        width_px: int = 64,
+        codec: str = "libx264",
+        keyframe_every: int = 12,
+        b_frames: int = 2,
+        times_ms: Sequence[int] | None = None,
+        rotation_deg: int | None = None,
+        audio: bool = False,
+        pixels: str = "yuv420p",
+        options: dict[str, str] | None = None,
+        container_options: dict[str, str] | None = None,
+    ) -> Path:
+        path = tmp_path / "videos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with av.open(str(path), "w", options=container_options or {}) as container:
+            stream: Any = container.add_stream(codec, rate=25 if times_ms is None else 1000)
+            stream.width, stream.height, stream.pix_fmt = width_px, height_px, pixels
+            stream.codec_context.gop_size = keyframe_every
+            stream.codec_context.max_b_frames = b_frames
+            stream.options = options or {}
+            stream.codec_context.thread_count = 1  # with more, one encoding in some hundred differs
+            if rotation_deg is not None:
+                stream.set_display_rotation(rotation_deg)
+            sound: Any = container.add_stream("aac", rate=16000) if audio else None
+            for number, pixels_rgb in enumerate(moving_texture(num_frames, height_px, width_px)):
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels_rgb), format="rgb24")
+                frame = frame.reformat(format=pixels, threads=1)
+                if times_ms is not None:
+                    frame.pts, frame.time_base = times_ms[number], Fraction(1, 1000)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+            if sound is not None:
+                _mux_silence(container, sound)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def make_audio(tmp_path: Path) -> MakeVideo:
+    """Writes a sound file under a video's name."""
+
+    def make(name: str = "sound.mp4") -> Path:
+        path = tmp_path / "videos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with av.open(str(path), "w") as container:
+            _mux_silence(container, container.add_stream("aac", rate=16000))
+        return path
+
+    return make
+
+
+@pytest.fixture
+def make_frame_folder(tmp_path: Path) -> MakeVideo:
+    """Writes moving_texture as a folder of numbered PNG files."""
+
+    def make(name: str = "sequence", *, num_frames: int = 6, height_px: int = 48, width_px: int = 64) -> Path:
+        folder = tmp_path / "videos" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, pixels in enumerate(moving_texture(num_frames, height_px, width_px)):
+            cv2.imwrite(str(folder / f"{number:05d}.png"), np.ascontiguousarray(pixels[..., ::-1]))
+        return folder
+
+    return make
+
+
+def _mux_silence(container: Any, stream: Any) -> None:
+    for number in range(20):
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = 16000, 1024 * number
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode())
