@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 
 PROJECT = Path(__file__).parents[1]
-SERVER_MARKS = {"ray_local": "ray", "s3": "server", "mlflow_server": "server"}
+SERVER_MARKS = {"ray_local": "ray", "s3_server": "server", "mlflow_server": "server"}
 START_TIMEOUT_S = 120.0
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -132,12 +132,22 @@ def s3_server(s3_environment: str, tmp_path_factory: pytest.TempPathFactory) -> 
         yield s3_environment
 
 
+@pytest.fixture(scope="session")
+def make_bucket(s3_server: str) -> Callable[[], Bucket]:
+    """Makes fresh buckets; the environment already holds the server's endpoint and credentials."""
+
+    def make() -> Bucket:
+        name = f"test-{uuid.uuid4().hex[:12]}"
+        _s3_client(s3_server).create_bucket(Bucket=name)
+        return Bucket(endpoint=s3_server, name=name)
+
+    return make
+
+
 @pytest.fixture
-def s3(s3_server: str) -> Bucket:
-    """A fresh bucket; the environment already holds the server's endpoint and credentials."""
-    name = f"test-{uuid.uuid4().hex[:12]}"
-    _s3_client(s3_server).create_bucket(Bucket=name)
-    return Bucket(endpoint=s3_server, name=name)
+def s3(make_bucket: Callable[[], Bucket]) -> Bucket:
+    """A fresh bucket for one test."""
+    return make_bucket()
 
 
 @pytest.fixture(scope="session")
