@@ -21,7 +21,7 @@ from pipeline.errors import GwmError
 from pipeline.load_config import Scalar, digest, result_values
 from pipeline.manifest import ManifestTotals, ShardEntry, shard_entry
 
-Kind = Literal["flow", "masks"]
+Kind = Literal["flow", "masks", "model"]
 
 NAMESPACE = uuid.UUID("6a0b4c0e-3a0f-5d7e-9a52-8f0a3f6f2a11")
 
@@ -61,7 +61,7 @@ class Dataset:
         """The dataset to read; raises GwmError where there is none of this kind."""
         dataset = Dataset(url=storage.absolute(url))
         if not storage.exists(dataset._description_url):
-            command = {"flow": "gwm prepare", "masks": "gwm segment"}[kind]
+            command = {"flow": "gwm prepare", "masks": "gwm segment", "model": "gwm train"}[kind]
             raise GwmError(f"{url} is not a {kind} dataset: it has no dataset.json (`{command}` writes one).")
         found = dataset.description()["kind"]
         if found != kind:
