@@ -1,0 +1,269 @@
+"""The command line: `gwm prepare|train|segment|evaluate|demo|verify`.
+
+Heavy libraries are imported by the command that needs them, so that help and a misspelt word answer at once.
+Exit codes: 0 all done; 1 an error, one sentence on stderr; 2 done, but something is in quarantine;
+130 interrupted.
+"""
+
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import FrameType
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from pipeline.config import EvaluateConfig, PrepareConfig, SegmentConfig, TrainConfig
+from pipeline.errors import GwmError
+from pipeline.load_config import config_yaml, load_config
+from pipeline.progress import say
+from pipeline.summary import show_summary, version
+
+T = TypeVar("T")
+
+DONE, FAILED, PARTIAL, INTERRUPTED = 0, 1, 2, 130
+
+Words = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]", help="Values that replace those of the file.")
+]
+ConfigFile = Annotated[
+    str | None, typer.Option("--config", metavar="FILE", help="YAML file; without it, all values are words.")
+]
+PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the resolved configuration only.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, without doing it.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+app = typer.Typer(
+    name="gwm",
+    help="Object segmentation learned from unlabelled video.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    context: typer.Context,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> int:
+    """Object segmentation learned from unlabelled video."""
+    if show_version:
+        sys.stdout.write(f"gwm {version()}\n")
+    elif context.invoked_subcommand is None:
+        sys.stdout.write(context.get_help() + "\n")
+    return DONE
+
+
+@app.command()
+def prepare(
+    words: Words = None,
+    config: ConfigFile = None,
+    print_config: PrintConfig = False,
+    dry_run: DryRun = False,
+    debug: Debug = False,
+) -> int:
+    """Videos -> flow shards.
+
+    videos= and output= are needed.
+    """
+    return _page_command(_prepare, PrepareConfig, words, config, print_config, dry_run, debug)
+
+
+@app.command()
+def train(
+    words: Words = None,
+    config: ConfigFile = None,
+    print_config: PrintConfig = False,
+    dry_run: DryRun = False,
+    debug: Debug = False,
+) -> int:
+    """Flow shards -> segmenter.
+
+    flow= and output= are needed.
+    """
+    return _page_command(_train, TrainConfig, words, config, print_config, dry_run, debug)
+
+
+@app.command()
+def segment(
+    words: Words = None,
+    config: ConfigFile = None,
+    print_config: PrintConfig = False,
+    dry_run: DryRun = False,
+    debug: Debug = False,
+) -> int:
+    """Images or videos -> mask shards.
+
+    images=, model= and output= are needed.
+    """
+    return _page_command(_segment, SegmentConfig, words, config, print_config, dry_run, debug)
+
+
+@app.command()
+def evaluate(
+    words: Words = None,
+    config: ConfigFile = None,
+    print_config: PrintConfig = False,
+    dry_run: DryRun = False,
+    debug: Debug = False,
+) -> int:
+    """Masks against ground truth -> scores.
+
+    dataset=, data=, output= and masks= or model= are needed.
+    """
+    return _page_command(_evaluate, EvaluateConfig, words, config, print_config, dry_run, debug)
+
+
+@app.command()
+def demo(
+    output: Annotated[
+        str, typer.Option("--output", metavar="DIR", help="Where everything goes.")
+    ] = "gwm-demo",
+    videos: Annotated[
+        str | None, typer.Option("--videos", metavar="PATH", help="Your videos instead of rendered scenes.")
+    ] = None,
+    debug: Debug = False,
+) -> int:
+    """All four commands on sample videos, with a report."""
+    return _guarded(partial(_demo, output, videos), debug)
+
+
+@app.command()
+def verify(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A dataset of flow or mask shards.")],
+    debug: Debug = False,
+) -> int:
+    """Read every shard and compare it with the manifest.
+
+    Where all is well, the manifest is written anew, with shards that it did not list.
+    """
+    return _guarded(partial(_verify, dataset), debug)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    signal.signal(signal.SIGTERM, _on_terminate)
+    try:
+        return int(
+            app(args=None if arguments is None else list(arguments), prog_name="gwm", standalone_mode=False)
+            or DONE
+        )
+    except Exception as error:
+        # Typer's own complaints about options are the only ones that know how to show themselves.
+        message = getattr(error, "format_message", None)
+        if message is None:
+            raise
+        say(f"gwm: {str(message()).strip()} See gwm --help.")
+        return FAILED
+
+
+def _page_command(
+    page: Callable[[T], Mapping[str, Any]],
+    cls: type[T],
+    words: list[str] | None,
+    path: str | None,
+    print_config: bool,
+    dry_run: bool,
+    debug: bool,
+) -> int:
+    return _guarded(partial(_run_page, page, cls, words or [], path, print_config, dry_run), debug)
+
+
+def _run_page(
+    page: Callable[[T], Mapping[str, Any]],
+    cls: type[T],
+    words: list[str],
+    path: str | None,
+    print_config: bool,
+    dry_run: bool,
+) -> int:
+    if print_config:
+        sys.stdout.write(config_yaml(cls, path, words))
+        return DONE
+    config = load_config(cls, path, words)
+    if dry_run:
+        from pipeline.dry_run import describe
+
+        show_summary(describe(config), None)
+        return DONE
+    return _exit_code(page(config))
+
+
+def _guarded(command: Callable[[], int], debug: bool) -> int:
+    """The command's exit code; an error becomes one sentence, and a traceback only with --debug."""
+    try:
+        return command()
+    except KeyboardInterrupt:
+        say("gwm: interrupted; the same command goes on where this one stopped.")
+        return INTERRUPTED
+    except Exception as error:
+        if debug:
+            traceback.print_exception(error)
+        known = _unwrap(error)
+        if isinstance(known, GwmError):
+            say(f"gwm: {known}")
+        else:
+            hint = "" if debug else "; run again with --debug for the traceback"
+            say(f"gwm: unexpected {type(known).__name__}: {_first_line(known)}{hint}.")
+        return FAILED
+
+
+def _exit_code(summary: Mapping[str, Any]) -> int:
+    return PARTIAL if summary.get("units", {}).get("quarantined", 0) else DONE
+
+
+def _unwrap(error: Exception) -> BaseException:
+    """The user's sentence inside Ray's exceptions; Ray is only asked where it was used."""
+    if isinstance(error, GwmError) or "ray" not in sys.modules:
+        return error
+    from pipeline.placement import unwrap
+
+    return unwrap(error)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")
+
+
+def _on_terminate(_number: int, _frame: FrameType | None) -> None:
+    """SIGTERM ends a command as Ctrl-C does: what is finished stays, and a rerun goes on."""
+    raise KeyboardInterrupt
+
+
+def _prepare(config: PrepareConfig) -> Mapping[str, Any]:
+    from pipeline.prepare import prepare as page
+
+    return page(config)
+
+
+def _train(config: TrainConfig) -> Mapping[str, Any]:
+    from pipeline.train import train as page
+
+    return page(config)
+
+
+def _segment(config: SegmentConfig) -> Mapping[str, Any]:
+    from pipeline.segment import segment as page
+
+    return page(config)
+
+
+def _evaluate(config: EvaluateConfig) -> Mapping[str, Any]:
+    from pipeline.evaluate import evaluate as page
+
+    return page(config)
+
+
+def _demo(output: str, videos: str | None) -> int:
+    from pipeline.demo import demo as page
+
+    return _exit_code(page(output=output, videos=videos))
+
+
+def _verify(dataset: str) -> int:
+    from pipeline.verify import verify as check
+
+    return FAILED if check(dataset) else DONE
