@@ -1,7 +1,7 @@
 """Guess What Moves: regions whose optical flow fits a simple motion, learned from video, found in single images.
 
-Tensors in, tensors out, on one device. The names below are the public interface; they are imported when first used, so that
-reading the configuration classes of `gwm_model.config` needs no torch.
+Tensors in, tensors out, on one device. The names below are the public interface; they are imported when first
+used, so that reading the configuration classes of `gwm_model.config` needs no torch.
 """
 
 from importlib import import_module

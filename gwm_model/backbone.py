@@ -1,10 +1,11 @@
-"""Self-supervised image networks from timm as maps of patch features (DINO, DINOv2 and any timm network with feature maps).
+"""Self-supervised image networks from timm (DINO, DINOv2, any with feature maps) as maps of patch features.
 
 The published code reads the attention keys of DINO ViT-B/8, blocks 5, 7, 9 and 11, with the patch stride forced from
 8 to 4; `BackboneConfig` says the same for any vision transformer, and block outputs instead of keys.
 """
 
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -20,10 +21,14 @@ class Backbone(nn.Module):
     def __init__(self, config: BackboneConfig):
         super().__init__()
         self.config = config
+        self.channels: list[int]
+        self.network: Any
         self.is_transformer = "vit_" in config.name or "deit" in config.name or "eva" in config.name
         self.network = create_network(config, self.is_transformer)
         normalization = timm.get_pretrained_cfg(config.name)
         mean, std = (normalization.mean, normalization.std) if normalization else ((0.5,) * 3, (0.5,) * 3)
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         if self.is_transformer:
@@ -51,7 +56,7 @@ class Backbone(nn.Module):
         return super().train(mode and not self.config.frozen)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
-        """Feature maps [B, C, h, w] of the configured blocks; images are RGB in [0, 1], sides a multiple of the patch."""
+        """Feature maps [B, C, h, w] of the configured blocks; RGB in [0, 1], sides a multiple of the patch."""
         images = (images - self.mean) / self.std
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen):
             return self.transformer_features(images) if self.is_transformer else list(self.network(images))
@@ -65,7 +70,7 @@ class Backbone(nn.Module):
             tokens = self.network.forward_intermediates(
                 images, indices=list(self.config.blocks), norm=True, output_fmt="NLC", intermediates_only=True
             )
-        return [block.mT.unflatten(2, grid) for block in tokens]
+        return [block.mT.reshape(len(block), -1, *grid) for block in tokens]
 
     def keys(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
         """Attention keys [B, N, C] of the configured blocks, heads concatenated, without class and register tokens."""
@@ -85,18 +90,21 @@ class Backbone(nn.Module):
         return [captured[block][:, prefix:, width : 2 * width] for block in self.config.blocks]
 
 
-def create_network(config: BackboneConfig, is_transformer: bool) -> nn.Module:
+def create_network(config: BackboneConfig, is_transformer: bool) -> Any:
     """The timm network with its weights. ValueError for an unknown name or weights that do not fit."""
-    shape: dict[str, object] = {"num_classes": 0, "dynamic_img_size": True} if is_transformer else {
-        "features_only": True, "out_indices": config.blocks
-    }
+    shape: dict[str, object] = (
+        {"num_classes": 0, "dynamic_img_size": True}
+        if is_transformer
+        else {"features_only": True, "out_indices": config.blocks}
+    )
     if config.weights not in ("pretrained", "none"):
         shape["pretrained_cfg_overlay"] = {"file": str(local_weights(config.weights))}
     try:
-        return timm.create_model(config.name, pretrained=config.weights != "none", **shape)
+        network = timm.create_model(config.name, pretrained=config.weights != "none", **shape)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{config.weights} does not fit the backbone {config.name}: {reason}") from error
+    return network
 
 
 def local_weights(weights: str) -> Path:

@@ -1,4 +1,4 @@
-"""A segmenter on disk: `segmenter.safetensors` (all weights, the backbone's too) and `segmenter.json` (its configuration).
+"""A segmenter on disk: `segmenter.safetensors` (all weights, the backbone's too) and `segmenter.json`, its values.
 
 Nothing pickled is written or read.
 """
@@ -36,14 +36,14 @@ def read_segmenter_config(folder: Path | str) -> SegmenterConfig:
         raise ValueError(f"{folder} holds no segmenter: {CONFIG_FILE} is missing.")
     try:
         description = json.loads(path.read_text())
-        if description["format_version"] != FORMAT_VERSION:
-            raise ValueError(f"format {description['format_version']} is not {FORMAT_VERSION}, which this version reads")
-        values = dict(description["segmenter"])
+        values = dict({FORMAT_VERSION: description}[description["format_version"]]["segmenter"])
         backbone = dict(values.pop("backbone"))
         backbone["blocks"] = tuple(backbone["blocks"])
         return SegmenterConfig(**values, backbone=BackboneConfig(**backbone))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} does not describe a segmenter: {error}.") from error
+        raise ValueError(
+            f"{path} does not describe a segmenter of format {FORMAT_VERSION}: {type(error).__name__} {error}."
+        ) from error
 
 
 def load_segmenter(path: Path | str, device: torch.device | str = "cpu") -> Segmenter:
@@ -55,6 +55,8 @@ def load_segmenter(path: Path | str, device: torch.device | str = "cpu") -> Segm
         segmenter.load_state_dict(load_file(Path(path) / WEIGHTS_FILE))
     except (RuntimeError, SafetensorError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{Path(path) / WEIGHTS_FILE} does not fit {CONFIG_FILE} beside it: {reason}") from error
+        raise ValueError(
+            f"{Path(path) / WEIGHTS_FILE} does not fit {CONFIG_FILE} beside it: {reason}"
+        ) from error
     segmenter.config = config
     return segmenter.to(device).eval()

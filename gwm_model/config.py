@@ -13,7 +13,7 @@ class FlowEstimatorConfig:
 
     estimator: Literal["raft_large", "raft_small", "dis"] = "raft_large"
     weights: str = "pretrained"
-    """`pretrained` (torchvision's default), a torchvision weights name, or a path or URL to a checkpoint; unused by `dis`."""
+    """`pretrained`, a torchvision weights name, or a path or URL to a checkpoint; unused by `dis`."""
     iterations: int = 12
     """Update iterations of RAFT."""
     precision: Literal["float32", "bfloat16"] = "float32"

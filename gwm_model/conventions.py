@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def pixel_grid(height: int, width: int, *, device: torch.device | str = "cpu") -> Float[Tensor, "2 H W"]:
-    """Coordinates of the pixel centres in float64: [0] = x from left to right, [1] = y from top to bottom, in (-1, 1)."""
+    """Coordinates of the pixel centres in (-1, 1), float64: [0] = x to the right, [1] = y downwards."""
     x = (torch.arange(width, dtype=torch.float64, device=device) + 0.5) * (2.0 / width) - 1.0
     y = (torch.arange(height, dtype=torch.float64, device=device) + 0.5) * (2.0 / height) - 1.0
     return torch.stack(torch.meshgrid(x, y, indexing="xy"))

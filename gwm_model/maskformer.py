@@ -1,8 +1,9 @@
-"""The MaskFormer head: a pixel decoder and K queries that attend to the image (Cheng et al., 2021; Guess What Moves, Fig. 2).
+"""The MaskFormer head (Cheng et al., 2021; Guess What Moves, Fig. 2): a pixel decoder and K queries.
 
-As in the published code: a top-down pixel decoder over the backbone's maps, two upsamplings by 2, a query decoder without
-encoder layers, mask logits as products of query embeddings and pixel embeddings, and no classification.
-The optional image skip feeds colour at mask resolution past the coarse patch features, for sharper boundaries.
+As in the published code: a top-down pixel decoder over the backbone's maps, two upsamplings by 2, a query
+decoder without encoder layers, mask logits as products of query embeddings and pixel embeddings, and no
+classification. The optional image skip feeds colour at mask resolution past the coarse patch features, for
+sharper boundaries.
 """
 
 import math
@@ -39,7 +40,9 @@ class PixelDecoder(nn.Module):
         self.smooth = nn.ModuleList(convolution(hidden, hidden, 3) for _ in channels[1:])
         self.tower = nn.ModuleList(convolution(hidden, hidden, 3) for _ in range(UPSAMPLINGS))
         self.image_skip = nn.ModuleList(
-            nn.Sequential(convolution(3, hidden // 2, 3), convolution(hidden // 2, hidden, 3)) if image_skip else nn.Identity()
+            nn.Sequential(convolution(3, hidden // 2, 3), convolution(hidden // 2, hidden, 3))
+            if image_skip
+            else nn.Identity()
             for _ in range(UPSAMPLINGS)
         )
         self.uses_image = image_skip
@@ -53,7 +56,11 @@ class PixelDecoder(nn.Module):
         for tower, skip in zip(self.tower, self.image_skip, strict=True):
             x = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
             if self.uses_image:
-                x = x + skip(F.interpolate(images, size=x.shape[2:], mode="bilinear", align_corners=False, antialias=True))
+                x = x + skip(
+                    F.interpolate(
+                        images, size=x.shape[2:], mode="bilinear", align_corners=False, antialias=True
+                    )
+                )
             x = tower(x)
         embeddings: Tensor = self.output(x)
         return embeddings
@@ -70,7 +77,7 @@ class QueryLayer(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in range(3))
 
     def forward(self, x: Tensor, queries: Tensor, memory: Tensor, position: Tensor) -> Tensor:
-        """x [B, K, C] after the layer; `queries` and `position` are added wherever attention compares."""
+        """X [B, K, C] after the layer; `queries` and `position` are added wherever attention compares."""
         attended = self.self_attention(x + queries, x + queries, x, need_weights=False)[0]
         x = self.norms[0](x + attended)
         attended = self.cross_attention(x + queries, memory + position, memory, need_weights=False)[0]
@@ -89,7 +96,11 @@ class QueryDecoder(nn.Module):
         self.layers = nn.ModuleList(QueryLayer(hidden) for _ in range(num_layers))
         self.norm = nn.LayerNorm(hidden)
         self.mask_embedding = nn.Sequential(
-            nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, hidden)
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
         )
 
     def forward(self, feature: Float[Tensor, "B C h w"]) -> Float[Tensor, "B K D"]:
@@ -119,7 +130,9 @@ def sine_position(channels: int, height: int, width: int, *, device: torch.devic
 class MaskFormerHead(nn.Module):
     """Backbone maps and the image -> K mask logits."""
 
-    def __init__(self, channels: list[int], *, hidden: int, num_masks: int, num_layers: int, image_skip: bool):
+    def __init__(
+        self, channels: list[int], *, hidden: int, num_masks: int, num_layers: int, image_skip: bool
+    ):
         super().__init__()
         self.pixel_decoder = PixelDecoder(channels, hidden, image_skip)
         self.query_decoder = QueryDecoder(channels[-1], hidden, num_masks, num_layers)

@@ -35,7 +35,7 @@ class Basis(NamedTuple):
 
 @lru_cache(maxsize=8)
 def motion_basis(motion: Motion, height: int, width: int, device: torch.device, dtype: torch.dtype) -> Basis:
-    """Terms of `motion` on a pixel grid, made once for each size, device and dtype. ValueError for an unknown motion."""
+    """Terms of `motion` on a pixel grid, made once for each size and device. ValueError for an unknown motion."""
     if motion not in NUM_TERMS:
         raise ValueError(f"motion is one of {', '.join(NUM_TERMS)}, not {motion!r}.")
     x, y = pixel_grid(height, width, device=device).flatten(1)
@@ -58,7 +58,9 @@ def fit_parameters(
     moments = (weights.flatten(0, 1) @ basis.products).double()
     gram = moments[:, basis.unpack].view(num_images, num_regions, num_terms, num_terms)
     weighted_flow = weights[:, :, None] * flow[:, None]
-    right_side = (weighted_flow.flatten(0, 2) @ basis.phi.T).double().view(num_images, num_regions, 2, num_terms)
+    right_side = (
+        (weighted_flow.flatten(0, 2) @ basis.phi.T).double().view(num_images, num_regions, 2, num_terms)
+    )
     mean_diagonal = gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
     eye = torch.eye(num_terms, dtype=torch.float64, device=gram.device)
     gram = gram + (RELATIVE_RIDGE * mean_diagonal + ABSOLUTE_RIDGE) * eye
@@ -87,4 +89,4 @@ def fit_motion(
         masks, flow = as_float(masks).flatten(2), as_float(flow).flatten(2)
         basis = motion_basis(motion, height, width, flow.device, flow.dtype)
         parameters, _ = fit_parameters(masks.to(flow.dtype), flow, basis)
-        return reconstruct_flow(parameters, basis).unflatten(-1, (height, width))
+        return reconstruct_flow(parameters, basis).view(*masks.shape[:2], 2, height, width)

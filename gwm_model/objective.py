@@ -1,13 +1,14 @@
 """The objective: how well K regions, each with one simple motion, explain the optical flow.
 
-`expected` is the paper's Eq. 3 and 4: the mean over pixels of sum_k m_k |F - f_k|^2, each f_k fitted with weights m_k. The fit
-minimises the same sum, so by the envelope theorem the gradient with respect to m_k is |F - f_k|^2 itself.
+`expected` is the paper's Eq. 3 and 4: the mean over pixels of sum_k m_k |F - f_k|^2, each f_k fitted with
+weights m_k. The fit minimises the same sum, so by the envelope theorem the gradient with respect to m_k is |F
+- f_k|^2 itself.
 
-`composite` is what the published code trains: the mean of |F - sum_k m_k f_k|^2, each f_k fitted with weights m_k^2 (its
-design matrix and its target are both multiplied by m_k). Here the gradient passes through the fit.
+`composite` is what the published code trains: the mean of |F - sum_k m_k f_k|^2, each f_k fitted with weights
+m_k^2 (its design matrix and its target are both multiplied by m_k). Here the gradient passes through the fit.
 
-Both agree for one-hot masks. Both are custom autograd functions: two matrix products over the pixels forward and at most
-two backward, no buffer larger than [B, K, 2, H, W].
+Both agree for one-hot masks. Both are custom autograd functions: two matrix products over the pixels forward
+and at most two backward, no buffer larger than [B, K, 2, H, W].
 """
 
 from typing import Any, Literal
@@ -42,13 +43,16 @@ def motion_loss(
         flow: observed flow, px; no gradient is computed for it.
         motion: the model fitted to each region.
         objective: `expected` (Eq. 3 and 4) or `composite` (the published code).
-        residual: `squared`, or `root`: sqrt(|F - f|^2 + 0.1^2), which large residuals do not rule; the fit stays least squares.
+        residual: `squared`, or `root`, sqrt(|F - f|^2 + 0.1^2), which outliers do not rule. The fit stays
+            least squares; for `expected` its parameters then count as constants.
 
     Raises:
         ValueError: unknown names, or shapes that do not match.
     """
     if masks.ndim != 4 or flow.shape != (len(masks), 2, *masks.shape[2:]):
-        raise ValueError(f"masks [B,K,H,W] and flow [B,2,H,W] do not match: {list(masks.shape)} and {list(flow.shape)}.")
+        raise ValueError(
+            f"masks [B,K,H,W] and flow [B,2,H,W] do not match: {list(masks.shape)} and {list(flow.shape)}."
+        )
     if objective not in ("expected", "composite") or residual not in ("squared", "root"):
         raise ValueError(f"No such objective: {objective!r} with residual {residual!r}.")
     with torch.autocast(masks.device.type, enabled=False):
@@ -78,7 +82,7 @@ class ExpectedResidual(torch.autograd.Function):
         return torch.dot(masks.flatten(), energy.flatten())
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: D102
         (energy,) = ctx.saved_tensors
         return gradient * energy, None, None, None
@@ -102,10 +106,11 @@ class CompositeResidual(torch.autograd.Function):
             slope = difference.mul_(2.0)
         ctx.basis, ctx.scale = basis, 1.0 / flow.numel()
         ctx.save_for_backward(masks, flow, region_flow, slope, gram)
-        return energy.sum() * ctx.scale
+        loss: Tensor = energy.sum() * ctx.scale
+        return loss
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: D102
         masks, flow, region_flow, slope, gram = ctx.saved_tensors
         basis: Basis = ctx.basis
@@ -114,16 +119,19 @@ class CompositeResidual(torch.autograd.Function):
         adjoint = torch.linalg.solve(gram, cost.double().view(*region_flow.shape[:3], -1).mT)
         mask_gradient = torch.empty_like(masks)
         for k in range(masks.shape[1]):
-            unexplained = (flow - region_flow[:, k]).mul_(reconstruct_flow(adjoint[:, k : k + 1], basis)[:, 0])
+            unexplained = (flow - region_flow[:, k]).mul_(
+                reconstruct_flow(adjoint[:, k : k + 1], basis)[:, 0]
+            )
             through_fit = unexplained.sum(1).mul_(masks[:, k]).mul_(2.0)
             mask_gradient[:, k] = through_fit.add_((region_flow[:, k] * slope).sum(1))
         return mask_gradient.mul_(gradient * ctx.scale), None, None, None
 
 
 def normalize_flow(flow: Float[Tensor, "B 2 H W"]) -> Float[Tensor, "B 2 H W"]:
-    """Each frame's flow in units of the root mean square that one quadratic motion of the whole frame leaves unexplained.
+    """Each frame's flow in units of what one quadratic motion of the whole frame leaves unexplained (root mean square).
 
-    Fast and parallax-rich frames would otherwise rule the loss; a global motion does not count. Independent of frame size.
+    Fast and parallax-rich frames would otherwise rule the loss; a global motion does not count. Independent
+    of frame size.
     """
     whole_frame = flow.new_ones(len(flow), 1, *flow.shape[2:])
     unexplained = flow - fit_motion(whole_frame, flow)[:, 0]

@@ -45,14 +45,17 @@ class Segmenter(nn.Module):
 
     def logits(self, features: list[Tensor], images: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B K H W"]:
         """Region logits from the backbone's features and the images at the input size."""
-        return (self.head(images)[0] if isinstance(self.head, UNet) else self.head(features, images)).float()
+        logits: Tensor = self.head(images)[0] if isinstance(self.head, UNet) else self.head(features, images)
+        return logits.float()
 
     def forward(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B K h w"]:
         """Region logits at the network's output size."""
         images = self.resize(images)
         return self.logits(self.features(images), images)
 
-    def segment(self, images: Shaped[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B K h w"], Float[Tensor, "B C i j"]]:
+    def segment(
+        self, images: Shaped[Tensor, "B 3 H W"]
+    ) -> tuple[Float[Tensor, "B K h w"], Float[Tensor, "B C i j"]]:
         """Region logits and appearance features for merging (the deepest map), in one pass."""
         images = self.resize(images)
         if isinstance(self.head, UNet):

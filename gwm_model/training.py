@@ -1,6 +1,7 @@
 """One training step, in plain torch: batch -> loss -> gradient -> AdamW. Distribution is applied from outside.
 
-`SegmenterLoss` takes the frozen backbone's features from the caller, who keeps them, so that no frame passes the backbone twice.
+`SegmenterLoss` takes the frozen backbone's features from the caller, who keeps them, so that no frame passes
+the backbone twice.
 """
 
 from dataclasses import dataclass
@@ -51,15 +52,22 @@ class SegmenterLoss(nn.Module):
 
 def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW over the trainable parameters; norms, biases and queries are not decayed."""
-    trainable = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-    decayed = [parameter for name, parameter in trainable if parameter.ndim > 1 and not name.endswith("queries")]
+    trainable = [
+        (name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad
+    ]
+    decayed = [
+        parameter for name, parameter in trainable if parameter.ndim > 1 and not name.endswith("queries")
+    ]
     plain = [parameter for name, parameter in trainable if parameter.ndim <= 1 or name.endswith("queries")]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, lr=config.learning_rate)
 
 
 def learning_rate_at(step: int, num_steps: int, config: OptimizerConfig) -> float:
-    """The rate of step 0 to num_steps - 1: linear warm-up, constant, linear decay to zero over the last `decay_fraction`."""
+    """The rate of steps 0 to num_steps - 1: linear warm-up, constant, linear decay over the last `decay_fraction`."""
     warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
     decay_steps = max(1.0, config.decay_fraction * num_steps)
     decay = min(1.0, (num_steps - step) / decay_steps)

@@ -1,7 +1,7 @@
 """The U-Net trained from scratch: the paper's small alternative to a transformer on pretrained features.
 
-Four levels of two 3x3 convolutions with group normalisation, bilinear upsampling, skip connections; the paper gives no widths,
-so the first level's is a setting.
+Four levels of two 3x3 convolutions with group normalisation, bilinear upsampling, skip connections; the paper
+gives no widths, so the first level's is a setting.
 """
 
 import torch
@@ -16,7 +16,11 @@ def convolutions(inputs: int, outputs: int) -> nn.Sequential:
     """Two 3x3 convolutions, each with group normalisation and ReLU."""
     layers: list[nn.Module] = []
     for channels in (inputs, outputs):
-        layers += [nn.Conv2d(channels, outputs, 3, padding=1, bias=False), nn.GroupNorm(8, outputs), nn.ReLU(inplace=True)]
+        layers += [
+            nn.Conv2d(channels, outputs, 3, padding=1, bias=False),
+            nn.GroupNorm(8, outputs),
+            nn.ReLU(inplace=True),
+        ]
     return nn.Sequential(*layers)
 
 
@@ -34,7 +38,9 @@ class UNet(nn.Module):
         )
         self.output = nn.Conv2d(widths[0], num_masks, 1)
 
-    def forward(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B K H W"], Float[Tensor, "B C h w"]]:
+    def forward(
+        self, images: Float[Tensor, "B 3 H W"]
+    ) -> tuple[Float[Tensor, "B K H W"], Float[Tensor, "B C h w"]]:
         """Mask logits, and the deepest features; images are RGB in [0, 1]."""
         x = images * 2.0 - 1.0
         skips = []

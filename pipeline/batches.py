@@ -25,7 +25,9 @@ class Share:
 class BatchLoader:
     """Batches of one rank from a flow dataset; the next batch is made while the current one is trained on."""
 
-    def __init__(self, flow: FlowDataset, segmenter: Segmenter, cache: SampleCache, *, seed: int, precision: str):
+    def __init__(
+        self, flow: FlowDataset, segmenter: Segmenter, cache: SampleCache, *, seed: int, precision: str
+    ):
         self.flow = flow
         self.reader = FrameReader(flow)
         self.segmenter = segmenter
@@ -61,7 +63,9 @@ class BatchLoader:
             flow=torch.from_numpy(np.stack(flow)),
         )
 
-    def one_gap(self, sample: Sample, step: int, place: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float16]]:
+    def one_gap(
+        self, sample: Sample, step: int, place: int
+    ) -> np.ndarray[tuple[int, ...], np.dtype[np.float16]]:
         """The flow [2, H, W] to one of the frames that exist, drawn by (seed, step, place); zeros teach nothing."""
         existing = np.flatnonzero(sample.has_flow)
         drawn = np.random.default_rng([self.seed, step, place]).integers(max(1, len(existing)))
@@ -69,11 +73,13 @@ class BatchLoader:
 
     @torch.no_grad()
     def sample(self, frame_id: int) -> Sample:
-        """A frame read, resized and passed through the frozen backbone, alone, so that its bits depend on nothing else."""
+        """A frame read, resized and passed through the frozen backbone: alone, so its bits depend on it only."""
         frame = self.reader.read(frame_id)
         pixels = torch.from_numpy(np.ascontiguousarray(frame.image.transpose(2, 0, 1)))[None].to(self.device)
         image = self.segmenter.resize(pixels).mul(255.0).round().clamp(0, 255)
-        flow = F.interpolate(torch.from_numpy(frame.flow), size=self.mask_size, mode="bilinear", antialias=True)
+        flow = F.interpolate(
+            torch.from_numpy(frame.flow), size=self.mask_size, mode="bilinear", antialias=True
+        )
         features = []
         if self.keeps_features:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):

@@ -1,5 +1,6 @@
 """A flow dataset as training sees it: an index of frames, a deterministic order, and single frames read on demand."""
 
+import json
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.dataset import Dataset, ShardEntry
+from pipeline.dataset import Dataset
 from pipeline.errors import GwmError
+from pipeline.manifest import ShardEntry
 from pipeline.records import decode_flow, decode_image, flow_column, has_flow_column
 
 SHUFFLE_SHARDS = 256
@@ -84,8 +86,10 @@ def open_flow_dataset(url: str) -> FlowDataset:
     dataset = Dataset.read(url, kind="flow")
     shards = tuple(dataset.manifest())
     if not shards:
-        raise GwmError(f"The flow dataset {url} is empty: run gwm prepare until it ends, or gwm verify to rebuild its manifest.")
-    gaps = tuple(int(gap) for gap in dataset.config_value("estimate_flow.gaps"))
+        raise GwmError(
+            f"The flow dataset {url} is empty: run gwm prepare until it ends, or gwm verify to rebuild its manifest."
+        )
+    gaps = tuple(json.loads(dataset.description()["config"]["estimate_flow.gaps"]))
     _require_flow(dataset, shards, gaps)
     return FlowDataset(shards, gaps, dataset)
 

@@ -1,7 +1,8 @@
-"""Frames ready for training, kept on the worker's disk: small images, flow on the mask grid, features of a frozen backbone.
+"""Frames ready for training, kept on the worker's disk: small images, flow on the mask grid, backbone features.
 
-The arrays are memory-mapped files shared by the ranks of a node: the system keeps in memory what fits and reads the rest
-from disk. A frame is filled in when it is first drawn, and never computed twice while it is kept.
+The arrays are memory-mapped files shared by the ranks of a node: the system keeps in memory what fits and
+reads the rest from disk. A frame is filled in when it is first drawn, and never computed twice while it is
+kept.
 """
 
 from collections.abc import Callable
@@ -40,7 +41,7 @@ class SampleCache:
         self.num_frames = num_frames
         self.max_bytes = max_bytes
         self.arrays: dict[str, npt.NDArray[np.generic]] = {}
-        self.filled: npt.NDArray[np.uint8] = np.zeros(0, np.uint8)
+        self.filled: npt.NDArray[np.generic] = np.zeros(0, np.uint8)
 
     def get(self, frame_id: int, make: Callable[[int], Sample]) -> Sample:
         """The kept sample, or the one that `make` computes, which is then kept if there is room."""
@@ -73,7 +74,7 @@ class SampleCache:
     def _kept(self, frame_id: int) -> Sample:
         rows = {name: array[frame_id] for name, array in self.arrays.items()}
         features = [rows[name] for name in sorted(rows) if name.startswith("features_")]
-        return Sample(rows["image"], features, rows["flow"], rows["has_flow"])  # type: ignore[arg-type]
+        return Sample(rows["image"], features, rows["flow"], rows["has_flow"])
 
 
 def cache_folder(directory: str | None, *names: str) -> Path:

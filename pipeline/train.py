@@ -17,7 +17,6 @@ from gwm_model.checkpoint import CONFIG_FILE
 from pipeline import storage
 from pipeline.config import TrainConfig
 from pipeline.dataset import Dataset
-from pipeline.errors import GwmError
 from pipeline.flow_dataset import FlowDataset, open_flow_dataset
 from pipeline.load_config import digest, fingerprint, flatten
 from pipeline.placement import start_ray, unwrap
@@ -32,7 +31,7 @@ MAX_FAILURES = 3
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
-    """Trains a segmenter on a flow dataset; returns the summary. An interrupted run goes on from its last checkpoint."""
+    """Trains a segmenter on a flow dataset; returns the summary. A rerun goes on from the last checkpoint."""
     flow = open_flow_dataset(config.flow)
     configured_segmenter(config.segmenter)  # weights that do not fit are refused before anything is written
     output = Dataset.open(config.output, kind="model", config=config, schema_version=1)
@@ -62,7 +61,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
                     storage.write_bytes(storage.join(config.output, name), event["picture"])
                     tracker.log_bytes(name, event["picture"])
                 else:
-                    history = event["progress"].history
+                    history = event["state"].history
     except BaseException as error:
         tracker.finish("FAILED" if isinstance(error, Exception) else "KILLED")
         raise unwrap(error) from error
@@ -81,7 +80,8 @@ def trainer(job: TrainJob) -> TorchTrainer:
         scaling_config=ScalingConfig(
             num_workers=config.num_workers,
             use_gpu=place.num_gpus > 0,
-            resources_per_worker={"CPU": place.num_cpus} | ({"GPU": place.num_gpus} if place.num_gpus > 0 else {}),
+            resources_per_worker={"CPU": place.num_cpus}
+            | ({"GPU": place.num_gpus} if place.num_gpus > 0 else {}),
         ),
         run_config=RunConfig(
             name="training",
@@ -107,13 +107,21 @@ def news(events: Any, fit: Future[Any]) -> Iterator[dict[str, Any]]:
 def cache_name(config: TrainConfig, flow: FlowDataset) -> str:
     """Equal for runs whose samples are equal: same frames, same size, same frozen backbone."""
     shards = {shard.unit: shard.sha256 for shard in flow.shards}
-    segmenter = {key: value for key, value in flatten(config.segmenter).items() if "backbone" in key or key.endswith("_px")}
+    segmenter = {
+        key: value
+        for key, value in flatten(config.segmenter).items()
+        if "backbone" in key or key.endswith("_px")
+    }
     shape = {"architecture": config.segmenter.architecture, "precision": config.precision}
     return digest(shards | segmenter | shape)
 
 
 def finished(
-    config: TrainConfig, output: Dataset, units: dict[str, int], history: list[dict[str, float]], seconds: float
+    config: TrainConfig,
+    output: Dataset,
+    counts: dict[str, int],
+    history: list[dict[str, float]],
+    seconds: float,
 ) -> dict[str, Any]:
     """Writes and shows the summary; the losses go to metrics.json beside it."""
     if history:
@@ -122,10 +130,12 @@ def finished(
         output.url,
         command="train",
         fingerprint=fingerprint(config),
-        units={"done": 0, "skipped": 0, "quarantined": 0} | units,
-        seconds={"train": seconds},
+        counts=counts,
+        seconds={"total": seconds},
         steps=config.num_steps,
         loss=history[-1]["loss"] if history else None,
     )
-    show_summary(summary, f"gwm segment --config conf/segment.yaml images=... model={config.output} output=...")
+    show_summary(
+        summary, f"gwm segment --config conf/segment.yaml images=... model={config.output} output=..."
+    )
     return summary

@@ -26,7 +26,7 @@ from pipeline.flow_dataset import FlowDataset
 from pipeline.placement import torch_device, torch_threads
 from pipeline.sample_cache import SampleCache, cache_folder
 from pipeline.training_pictures import training_picture
-from pipeline.training_state import Progress, load_state, save_state
+from pipeline.training_state import TrainingState, load_state, save_state
 
 
 class Events(Protocol):
@@ -48,7 +48,7 @@ class TrainJob:
 
 
 def train_worker(job: TrainJob) -> None:
-    """Trains until `num_steps`, from the last checkpoint if there is one; rank 0 then writes the segmenter to `output`."""
+    """Trains until `num_steps`, from the last checkpoint on; rank 0 then writes the segmenter to `output`."""
     config, context = job.config, ray.train.get_context()
     share = Share(rank=context.get_world_rank(), world_size=context.get_world_size())
     place = config.placement.train_worker
@@ -57,18 +57,20 @@ def train_worker(job: TrainJob) -> None:
     segmenter = configured_segmenter(config.segmenter).to(torch_device(place))
     module = SegmenterLoss(segmenter, config.objective)
     optimizer = make_optimizer(module, config.optimizer)
-    progress = restore(segmenter, optimizer)
+    state = restore(segmenter, optimizer)
     trained = prepare_model(module) if share.world_size > 1 else module
-    cache = SampleCache(cache_folder(config.cache.directory, job.cache_name), job.flow.num_frames, config.cache.max_bytes)
+    cache = SampleCache(
+        cache_folder(config.cache.directory, job.cache_name), job.flow.num_frames, config.cache.max_bytes
+    )
     loader = BatchLoader(job.flow, segmenter, cache, seed=config.seed, precision=config.precision)
     trained.train()
     recent: list[dict[str, float]] = []
-    for batch in loader.batches(config.batch_size, progress.step, share):
-        if progress.step >= config.num_steps:
+    for batch in loader.batches(config.batch_size, state.step, share):
+        if state.step >= config.num_steps:
             break
         began = time.monotonic()
-        learning_rate = learning_rate_at(progress.step, config.num_steps, config.optimizer)
-        torch.manual_seed(step_seed(config.seed, progress.step, share.rank))
+        learning_rate = learning_rate_at(state.step, config.num_steps, config.optimizer)
+        torch.manual_seed(step_seed(config.seed, state.step, share.rank))
         values = train_step(
             trained,
             optimizer,
@@ -77,13 +79,13 @@ def train_worker(job: TrainJob) -> None:
             max_gradient_norm=config.optimizer.max_gradient_norm,
             precision=config.precision,
         )
-        progress.step += 1
-        progress.bad_batches += int(not np.isfinite(values["gradient_norm"]))
+        state.step += 1
+        state.bad_batches += int(not np.isfinite(values["gradient_norm"]))
         recent.append(values | {"learning_rate": learning_rate, "step_s": time.monotonic() - began})
-        after_step(job, share, segmenter, optimizer, loader, progress, recent)
+        after_step(job, share, segmenter, optimizer, loader, state, recent)
     if share.rank == 0:
         publish(segmenter, config.output)
-        job.events.put({"progress": progress})
+        job.events.put({"state": state})
 
 
 def after_step(
@@ -92,22 +94,22 @@ def after_step(
     segmenter: Segmenter,
     optimizer: torch.optim.Optimizer,
     loader: BatchLoader,
-    progress: Progress,
+    state: TrainingState,
     recent: list[dict[str, float]],
 ) -> None:
     """Once in a while: log, look at pictures, keep a checkpoint. Every rank comes here the same number of times."""
-    config, step = job.config, progress.step
+    config, step = job.config, state.step
     last = step == config.num_steps
     if step % config.log_every_steps == 0 or last:
         values = {"step": float(step), **mean_over_ranks(recent, share)}
         recent.clear()
-        progress.history.append(values)
+        state.history.append(values)
         if share.rank == 0:
             job.events.put({"values": values})
     if share.rank == 0 and (step % config.picture_every_steps == 0 or last):
         job.events.put({"picture": training_picture(segmenter, loader), "step": step})
     if step % config.checkpoint_every_steps == 0 or last:
-        report_checkpoint(share, segmenter, optimizer, progress)
+        report_checkpoint(share, segmenter, optimizer, state)
 
 
 def mean_over_ranks(recent: list[dict[str, float]], share: Share) -> dict[str, float]:
@@ -122,22 +124,22 @@ def mean_over_ranks(recent: list[dict[str, float]], share: Share) -> dict[str, f
 
 
 def report_checkpoint(
-    share: Share, segmenter: Segmenter, optimizer: torch.optim.Optimizer, progress: Progress
+    share: Share, segmenter: Segmenter, optimizer: torch.optim.Optimizer, state: TrainingState
 ) -> None:
     """Hands rank 0's state to Ray Train, which keeps it in `output`; all ranks wait for each other here."""
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = None
         if share.rank == 0:
-            save_state(Path(folder), segmenter, optimizer, progress)
+            save_state(Path(folder), segmenter, optimizer, state)
             checkpoint = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report({"step": progress.step}, checkpoint=checkpoint)
+        ray.train.report({"step": state.step}, checkpoint=checkpoint)
 
 
-def restore(segmenter: Segmenter, optimizer: torch.optim.Optimizer) -> Progress:
-    """The progress of the last checkpoint, its state loaded; a fresh start if there is none."""
+def restore(segmenter: Segmenter, optimizer: torch.optim.Optimizer) -> TrainingState:
+    """The state of the last checkpoint, its state loaded; a fresh start if there is none."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        return Progress()
+        return TrainingState()
     with checkpoint.as_directory() as folder:
         return load_state(Path(folder), segmenter, optimizer)
 

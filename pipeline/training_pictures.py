@@ -19,7 +19,9 @@ def training_picture(segmenter: Segmenter, loader: BatchLoader) -> bytes:
     rows = []
     for frame_id in np.linspace(0, loader.flow.num_frames - 1, NUM_PICTURES).astype(int):
         frame = loader.reader.read(int(frame_id))
-        pixels = torch.from_numpy(np.ascontiguousarray(frame.image.transpose(2, 0, 1)))[None].to(loader.device)
+        pixels = torch.from_numpy(np.ascontiguousarray(frame.image.transpose(2, 0, 1)))[None].to(
+            loader.device
+        )
         regions = segmenter(pixels).softmax(1)[0].cpu().numpy()
         pictures = [frame.image, colour_flow(frame.flow[0]), colour_regions(regions)]
         rows.append(side_by_side([resize(picture, height_px=HEIGHT_PX) for picture in pictures]))

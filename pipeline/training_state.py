@@ -1,7 +1,7 @@
 """What a training run needs to go on after a kill: weights, optimiser, step and the losses so far.
 
-Weights are safetensors; the optimiser's state is read back with `weights_only=True`: nothing pickled is executed. A frozen
-backbone is not part of it.
+Weights are safetensors; the optimiser's state is read back with `weights_only=True`: nothing pickled is
+executed. A frozen backbone is not part of it.
 """
 
 import json
@@ -15,7 +15,7 @@ from gwm_model.segmenter import Segmenter
 
 
 @dataclass(slots=True)
-class Progress:
+class TrainingState:
     """How far a run has come."""
 
     step: int = 0
@@ -36,16 +36,18 @@ def trained_weights(segmenter: Segmenter) -> dict[str, torch.Tensor]:
     }
 
 
-def save_state(folder: Path, segmenter: Segmenter, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+def save_state(
+    folder: Path, segmenter: Segmenter, optimizer: torch.optim.Optimizer, state: TrainingState
+) -> None:
     """Writes the state into an existing folder."""
     save_file(trained_weights(segmenter), folder / "weights.safetensors")
     torch.save(optimizer.state_dict(), folder / "optimizer.pt")
-    values = {"step": progress.step, "bad_batches": progress.bad_batches, "history": progress.history}
-    (folder / "progress.json").write_text(json.dumps(values))
+    values = {"step": state.step, "bad_batches": state.bad_batches, "history": state.history}
+    (folder / "state.json").write_text(json.dumps(values))
 
 
-def load_state(folder: Path, segmenter: Segmenter, optimizer: torch.optim.Optimizer) -> Progress:
+def load_state(folder: Path, segmenter: Segmenter, optimizer: torch.optim.Optimizer) -> TrainingState:
     """Restores the state in place."""
     segmenter.load_state_dict(load_file(folder / "weights.safetensors"), strict=False)
     optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
-    return Progress(**json.loads((folder / "progress.json").read_text()))
+    return TrainingState(**json.loads((folder / "state.json").read_text()))

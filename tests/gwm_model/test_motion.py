@@ -12,7 +12,9 @@ def smooth_masks(batch: int, regions: int, height: int, width: int) -> torch.Ten
 
 def polynomial_flow(motion: str, height: int, width: int, seed: int) -> torch.Tensor:
     basis = motion_basis(motion, height, width, torch.device("cpu"), torch.float64)
-    coefficients = torch.randn(2, NUM_TERMS[motion], generator=torch.Generator().manual_seed(seed)).double() * 3
+    coefficients = (
+        torch.randn(2, NUM_TERMS[motion], generator=torch.Generator().manual_seed(seed)).double() * 3
+    )
     return (coefficients @ basis.phi).view(2, height, width)
 
 
@@ -43,7 +45,10 @@ def test_each_region_recovers_its_own_motion(motion: str) -> None:
 
 
 def test_agrees_with_float64_least_squares() -> None:
-    masks, flow = smooth_masks(2, 3, 30, 50), torch.randn(2, 2, 30, 50, generator=torch.Generator().manual_seed(1)) * 5
+    masks, flow = (
+        smooth_masks(2, 3, 30, 50),
+        torch.randn(2, 2, 30, 50, generator=torch.Generator().manual_seed(1)) * 5,
+    )
     fitted = fit_motion(masks, flow)
     phi = motion_basis("quadratic", 30, 50, torch.device("cpu"), torch.float64).phi
     for image in range(2):
@@ -63,7 +68,10 @@ def test_a_higher_motion_contains_the_lower_ones() -> None:
 
 
 def test_hflip_negates_dx() -> None:
-    masks, flow = smooth_masks(1, 2, 20, 30), torch.randn(1, 2, 20, 30, generator=torch.Generator().manual_seed(1))
+    masks, flow = (
+        smooth_masks(1, 2, 20, 30),
+        torch.randn(1, 2, 20, 30, generator=torch.Generator().manual_seed(1)),
+    )
     fitted = fit_motion(masks, flow)
     flipped_flow = flow.flip(-1) * torch.tensor([-1.0, 1.0]).view(1, 2, 1, 1)
     flipped = fit_motion(masks.flip(-1), flipped_flow)

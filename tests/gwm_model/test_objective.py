@@ -2,13 +2,15 @@ import pytest
 import torch
 
 from gwm_model.conventions import pixel_grid
-from gwm_model.objective import ExpectedResidual, motion_loss, normalize_flow
 from gwm_model.motion import Basis, motion_basis
+from gwm_model.objective import ExpectedResidual, motion_loss, normalize_flow
 
 OBJECTIVES = ["expected", "composite"]
 
 
-def random_case(batch: int = 2, regions: int = 3, height: int = 24, width: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
+def random_case(
+    batch: int = 2, regions: int = 3, height: int = 24, width: int = 40
+) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     logits = torch.nn.functional.interpolate(
         torch.randn(batch, regions, 4, 6, generator=generator) * 2, (height, width), mode="bilinear"
@@ -133,7 +135,9 @@ def test_invariant_to_affine_change_of_coordinates() -> None:
     terms = torch.stack([torch.ones_like(u), u, v, u * u, u * v, v * v])
     rows, columns = torch.triu_indices(6, 6)
     changed = Basis(terms, (terms[rows] * terms[columns]).T.contiguous(), basis.unpack)
-    losses = [ExpectedResidual.apply(masks, flow.flatten(2), chosen, False).item() for chosen in (basis, changed)]
+    losses = [
+        ExpectedResidual.apply(masks, flow.flatten(2), chosen, False).item() for chosen in (basis, changed)
+    ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
