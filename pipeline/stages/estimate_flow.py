@@ -31,16 +31,14 @@ def load_estimator(config: EstimateFlowConfig, device: str) -> FlowEstimator:
                 precision=config.precision,
             )
     except (ValueError, OSError) as error:
-        raise GwmError(
-            f"estimate_flow.weights={weights} cannot be used for {config.estimator}: {error}"
-        ) from error
+        raise GwmError(f"estimate_flow.weights: {error}") from error
 
 
 class EstimateFlow:
     """Adds the flow of the owned frames to a clip's row, at the stored size and as stored integers."""
 
-    def __init__(self, config: PrepareConfig, device: str) -> None:
-        torch.set_num_threads(max(1, int(config.placement.estimate_flow.num_cpus)))
+    def __init__(self, config: PrepareConfig, device: str, num_threads: int) -> None:
+        torch.set_num_threads(num_threads)
         self._config = config
         self._estimator = load_estimator(config.estimate_flow, device)
 

@@ -26,7 +26,7 @@ def write_flow_shard(row: Row, config: PrepareConfig, dataset: Dataset) -> Row:
     summary = _summary(row)
     if row["status"] == "failed":
         failure = json.loads(row["failure"])
-        dataset.quarantine(row["unit"], source=row["source"], stage=failure["stage"], error=failure["reason"])
+        dataset.quarantine(row["unit"], source=row["source"], stage=failure["stage"], error=row["failure"])
         return {**summary, "status": "quarantined", "reason": failure["reason"]}
     if row["status"] != "planned":
         return summary

@@ -1,6 +1,7 @@
-"""Videos made for the tests."""
+"""Videos made for the tests, and the stages of prepare without Ray."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,18 @@ import av
 import cv2
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+
+from pipeline.config import DecodeConfig, EstimateFlowConfig, PrepareConfig
+from pipeline.dataset import Dataset
+from pipeline.inputs import find_videos
+from pipeline.records import Row
+from pipeline.stages.decode_clip import decode_clip
+from pipeline.stages.estimate_flow import EstimateFlow
+from pipeline.stages.plan_clips import plan_clips
+from pipeline.stages.write_flow_shard import write_flow_shard
 
 MakeVideo = Callable[..., Path]
 
@@ -105,3 +117,44 @@ def _mux_silence(container: Any, stream: Any) -> None:
         frame.sample_rate, frame.pts = 16000, 1024 * number
         container.mux(stream.encode(frame))
     container.mux(stream.encode())
+
+
+@dataclass(frozen=True)
+class StagesOfPrepare:
+    """The stages of prepare in one process, one row after another."""
+
+    folder: Path
+
+    def config(self, **values: Any) -> PrepareConfig:
+        """DIS flow in clips of 8 frames, unless said otherwise."""
+        decode = {"clip_frames": 8} | values.pop("decode", {})
+        flow = {"estimator": "dis"} | values.pop("estimate_flow", {})
+        defaults = {"videos": str(self.folder / "videos"), "output": str(self.folder / "flow")}
+        return PrepareConfig(
+            **{**defaults, **values},
+            decode=DecodeConfig(**decode),
+            estimate_flow=EstimateFlowConfig(**flow),
+        )
+
+    def plan(self, config: PrepareConfig) -> list[Row]:
+        """The rows of plan_clips for all videos."""
+        dataset = Dataset(url=config.output)
+        sources = (asdict(source) for source in find_videos(config.videos))
+        return [row for source in sources for row in plan_clips(source, config, dataset, "configuration")]
+
+    def run(self, config: PrepareConfig) -> list[Row]:
+        """The summary rows of a whole run."""
+        dataset = Dataset(url=config.output)
+        estimate_flow = EstimateFlow(config, "cpu", 1)
+        rows = (estimate_flow(decode_clip(row, config)) for row in self.plan(config))
+        return [write_flow_shard(row, config, dataset) for row in rows]
+
+    def table(self, config: PrepareConfig) -> pa.Table:
+        """The rows of all shards, by video and frame."""
+        tables = [pq.read_table(url) for url in Dataset(url=config.output).shards()]
+        return pa.concat_tables(tables).sort_by([("video", "ascending"), ("frame_index", "ascending")])
+
+
+@pytest.fixture
+def stages(tmp_path: Path) -> StagesOfPrepare:
+    return StagesOfPrepare(tmp_path)

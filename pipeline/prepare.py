@@ -1,0 +1,79 @@
+"""gwm prepare: videos -> flow shards, with Ray Data."""
+
+import time
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import ray.data
+
+from pipeline.config import PrepareConfig
+from pipeline.dataset import Dataset
+from pipeline.inputs import Source, find_videos
+from pipeline.load_config import NOT_PART_OF_A_RESULT, fingerprint
+from pipeline.placement import actor_pool, start_ray, tasks, torch_device, torch_threads, unwrap
+from pipeline.progress import Progress
+from pipeline.records import FLOW_SCHEMA_VERSION
+from pipeline.stages.decode_clip import decode_clip
+from pipeline.stages.estimate_flow import EstimateFlow, load_estimator
+from pipeline.stages.plan_clips import plan_clips
+from pipeline.stages.write_flow_shard import write_flow_shard
+from pipeline.summary import show_summary, write_summary
+from pipeline.tracking import Tracker
+from pipeline.unit_totals import UnitTotals
+
+
+def prepare(config: PrepareConfig) -> dict[str, Any]:
+    """Writes the flow of all videos as shards; returns the summary. A rerun does only what is missing."""
+    videos = list(find_videos(config.videos))
+    load_estimator(config.estimate_flow, "cpu")  # refuses wrong weights before anything is written
+    dataset = Dataset.open(config.output, kind="flow", config=config, schema_version=FLOW_SCHEMA_VERSION)
+    if config.retry_quarantined:
+        dataset.clear_quarantine()
+    start_ray(config.placement.address)
+    job = {"command": "prepare", "output": config.output, "fingerprint": fingerprint(config)}
+    tracker = Tracker.start(config.tracking, run_config=config, **job)
+    began, totals = time.monotonic(), UnitTotals()
+    try:
+        with Progress(unit="clips") as progress:
+            for row in flow_shards(videos, config, dataset).iter_rows():
+                totals.add(row)
+                progress.advance(row["num_units"], **totals.metrics())
+                tracker.log_metrics(totals.metrics(), step=totals.units.total())
+        manifest = dataset.write_manifest(totals.entries)
+    except BaseException as error:
+        tracker.finish("FAILED" if isinstance(error, Exception) else "KILLED")
+        raise unwrap(error) from error
+    summary = write_summary(
+        **job,
+        counts=totals.units,
+        seconds={**totals.seconds, "total": time.monotonic() - began},
+        videos=len(videos),
+        rows=totals.num_rows,
+        bytes=totals.num_bytes,
+        dataset=asdict(manifest),
+    )
+    tracker.finish("FINISHED")
+    show_summary(summary, f"gwm train --config conf/train.yaml flow={config.output}")
+    return summary
+
+
+def flow_shards(videos: list[Source], config: PrepareConfig, dataset: Dataset) -> ray.data.Dataset:
+    """Videos -> clips -> frames -> flow -> shards; after plan_clips one row is one clip until it is written."""
+    at = config.placement
+    names = fingerprint(config, exclude=(*NOT_PART_OF_A_RESULT, "videos"))
+    plan = partial(plan_clips, config=config, dataset=dataset, fingerprint=names)
+    write = partial(write_flow_shard, config=config, dataset=dataset)
+    worker = {"device": torch_device(at.estimate_flow), "num_threads": torch_threads(at.estimate_flow)}
+    return (
+        ray.data.from_items([asdict(video) for video in videos])  # one row a video
+        # 1:N, reads packets; without the next line one task would decode all clips of a video in turn
+        .flat_map(plan, **tasks(at.plan_clips))
+        .repartition(target_num_rows_per_block=1)
+        # 1:1, bound by the codec
+        .map(partial(decode_clip, config=config), **tasks(at.decode_clip))
+        # 1:1, bound by the network, which every worker of the pool holds
+        .map(EstimateFlow, fn_constructor_kwargs={"config": config, **worker}, **actor_pool(at.estimate_flow))  # type: ignore[arg-type]
+        # 1:1, bound by storage; leaves one summary row a clip
+        .map(write, **tasks(at.write_flow_shard))
+    )
