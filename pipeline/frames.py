@@ -1,18 +1,25 @@
 """Frames by their number, wherever they lie: image files, a video, or the shards of a flow dataset."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import lru_cache
+from itertools import groupby
+from operator import itemgetter
+from typing import Literal
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from pipeline import storage
+from pipeline.errors import UnitError
 from pipeline.inputs import Source
 from pipeline.records import Row, decode_image
 from pipeline.video import Frames, VideoIndex, decode_frames, decode_images, probe, resize_image
 
 DECODE_TIMEOUT_S = 600.0
+FROM_START = -(2**62)
+"""Stands for no keyframe: decoding starts at the start of the file."""
 
 Kind = Literal["files", "video", "flow"]
 
@@ -54,29 +61,85 @@ class FrameList:
 def read_frame_list(frames: FrameList, positions: Sequence[int], height_px: int, width_px: int) -> Frames:
     """The frames at the given ascending positions, resized; UnitError if one cannot be read."""
     if frames.kind == "video":
-        source = Source(url=frames.urls[0], name=frames.urls[0], kind="video")
-        return read_video(source, probe(source), positions, height_px, width_px)
+        return read_video(frames.urls[0], stamps(_probed(frames.urls[0]), positions), height_px, width_px)
     if frames.kind == "files":
         urls = [frames.urls[position] for position in positions]
         return decode_images(urls, height_px=height_px, width_px=width_px, timeout_s=DECODE_TIMEOUT_S)
     return _read_flow_frames(frames, positions, height_px, width_px)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stamps:
+    """Frames of a video file by presentation time stamp, each with the keyframe to start decoding at."""
+
+    pts: tuple[int, ...]
+    """Ascending."""
+    seek_pts: tuple[int, ...]
+    """Keyframes; FROM_START where there is none before."""
+    timed: bool
+    """Whether `pts` are the container's time stamps."""
+
+    def __len__(self) -> int:
+        return len(self.pts)
+
+    def to_row(self, prefix: str = "") -> Row:
+        """Columns that carry the stamps in a row."""
+        columns = {"pts": list(self.pts), "seek_pts": list(self.seek_pts), "timed": self.timed}
+        return {f"{prefix}{name}": column for name, column in columns.items()}
+
+    @staticmethod
+    def of_row(row: Row, prefix: str = "") -> "Stamps":
+        """The stamps that `to_row` put into a row."""
+        return Stamps(
+            pts=tuple(int(stamp) for stamp in row[f"{prefix}pts"]),
+            seek_pts=tuple(int(stamp) for stamp in row[f"{prefix}seek_pts"]),
+            timed=bool(row[f"{prefix}timed"]),
+        )
+
+
+def stamps(index: VideoIndex, positions: Sequence[int]) -> Stamps:
+    """The stamps of the frames at ascending positions of a video."""
+    pts = index.pts[np.asarray(positions, np.int64)]
+    before = np.searchsorted(index.keyframe_pts, pts, side="right") - 1
+    keyframes = np.append(index.keyframe_pts, FROM_START)
+    return Stamps(pts=tuple(pts.tolist()), seek_pts=tuple(keyframes[before].tolist()), timed=index.timed)
+
+
 def read_video(
-    source: Source, index: VideoIndex, positions: Sequence[int], height_px: int, width_px: int
+    url: str, wanted: Stamps, height_px: int, width_px: int, *, skip_broken: bool = False
 ) -> Frames:
-    """Frames of a video file at ascending positions, resized; each run between keyframes is decoded once."""
-    options: dict[str, Any] = {"height_px": height_px, "width_px": width_px, "timeout_s": DECODE_TIMEOUT_S}
-    pts = [int(index.pts[position]) for position in positions]
-    if not index.timed:
-        return decode_frames(source.url, pts, seek_pts=None, timed=False, **options)
-    keyframes = np.searchsorted(index.keyframe_pts, pts, side="right") - 1
-    parts = []
-    for keyframe in np.unique(keyframes):
-        wanted = [stamp for stamp, before in zip(pts, keyframes, strict=True) if before == keyframe]
-        seek_pts = int(index.keyframe_pts[keyframe]) if keyframe >= 0 else None
-        parts.append(decode_frames(source.url, wanted, seek_pts=seek_pts, timed=True, **options))
-    return np.concatenate(parts) if parts else np.empty((0, 3, height_px, width_px), np.uint8)
+    """Frames of a video file, resized; each run after a keyframe is decoded once.
+
+    UnitError if a frame cannot be decoded; with `skip_broken` its run is left out instead.
+    """
+    parts = [np.empty((0, 3, height_px, width_px), np.uint8)]
+    for seek_pts, pts in _runs(wanted):
+        with suppress(UnitError) if skip_broken else nullcontext():
+            parts.append(
+                decode_frames(
+                    url,
+                    pts,
+                    seek_pts=None if seek_pts == FROM_START else seek_pts,
+                    timed=wanted.timed,
+                    height_px=height_px,
+                    width_px=width_px,
+                    timeout_s=DECODE_TIMEOUT_S,
+                )
+            )
+    return np.concatenate(parts)
+
+
+def _runs(wanted: Stamps) -> list[tuple[int, list[int]]]:
+    """The stamps grouped by the keyframe to start at; one group where there are no time stamps."""
+    if not wanted.timed:
+        return [(FROM_START, list(wanted.pts))] if wanted.pts else []
+    pairs = zip(wanted.seek_pts, wanted.pts, strict=True)
+    return [(seek, [pts for _, pts in run]) for seek, run in groupby(pairs, key=itemgetter(0))]
+
+
+@lru_cache(maxsize=4)
+def _probed(url: str) -> VideoIndex:
+    return probe(Source(url=url, name=url, kind="video"))
 
 
 def _read_flow_frames(frames: FrameList, positions: Sequence[int], height_px: int, width_px: int) -> Frames:

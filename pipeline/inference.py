@@ -3,7 +3,7 @@
 import hashlib
 import tempfile
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from gwm_model.backbone import Backbone, load_backbone
 from gwm_model.config import MergeConfig
 from gwm_model.segmenter import Segmenter
 from pipeline import storage
+from pipeline.config import SegmentConfig
 from pipeline.errors import GwmError, UnitError
 
 MERGE_HEIGHT_PX = 252
@@ -31,6 +32,19 @@ class ModelCard:
     """Size of the network's input."""
     width_px: int
     num_masks: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PinnedConfig(SegmentConfig):
+    """A configuration of segment with the content of its model, which decides the masks too."""
+
+    model_sha256: str
+
+
+def pin(config: SegmentConfig, card: ModelCard) -> PinnedConfig:
+    """The configuration together with the model's content."""
+    values = {item.name: getattr(config, item.name) for item in fields(config)}
+    return PinnedConfig(**values, model_sha256=card.sha256)
 
 
 def open_segmenter(url: str, device: str) -> tuple[Segmenter, str]:

@@ -89,7 +89,7 @@ class GroundTruth:
     layout: Layout
     sequences: tuple[AnnotatedSequence, ...]
     missing: tuple[str, ...]
-    """Official sequences that are not there."""
+    """Official sequences that are not there; none where there is no official one at all."""
 
 
 def read_layout(dataset: str, data: str) -> GroundTruth:
@@ -110,8 +110,14 @@ def read_layout(dataset: str, data: str) -> GroundTruth:
         dataset=dataset,
         layout=layout,
         sequences=tuple(official or sequences),
-        missing=tuple(name for name in layout.official if name not in present),
+        missing=tuple(name for name in layout.official if name not in present) if official else (),
     )
+
+
+def missing_sentence(truth: GroundTruth, data: str) -> str:
+    """What to tell about the official sequences that are not there."""
+    whole = len(truth.layout.official)
+    return f"{len(truth.missing)} of the {whole} sequences of {truth.dataset} are not in {data}."
 
 
 def official_positions(dataset: str, sequence: AnnotatedSequence) -> list[int]:

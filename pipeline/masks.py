@@ -9,6 +9,8 @@ import pyarrow as pa
 from pycocotools import mask as coco
 
 MASK_SCHEMA_VERSION = 1
+NUM_ERRORS = b"num_errors"
+"""Schema metadata: rows of the shard without a mask."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +57,8 @@ def mask_schema(*, source: str, segments: bool) -> pa.Schema:
 def mask_table(rows: Sequence[MaskRow], *, source: str, segments: bool) -> pa.Table:
     """A mask shard's table, rows in the order given."""
     schema = mask_schema(source=source, segments=segments)
+    num_errors = sum(row.error is not None for row in rows)
+    schema = schema.with_metadata({**schema.metadata, NUM_ERRORS: str(num_errors).encode()})
     columns = {name: [getattr(row, name) for row in rows] for name in schema.names}
     return pa.table(columns, schema=schema)
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.dataset import Dataset
 from pipeline.errors import GwmError
-from pipeline.inputs import VIDEO_SUFFIXES
+from pipeline.inputs import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from pipeline.layouts import AnnotatedSequence
 from pipeline.masks import decode_mask
 from pipeline.metrics import Mask, binary_mask
@@ -109,7 +109,9 @@ def _png_places(files: Iterable[tuple[str, str]]) -> dict[tuple[str, int | str],
         pure = PurePosixPath(path.replace("\\", "/"))
         if pure.suffix.lower() != ".png":
             continue
-        for key in ((pure.parent.name, pure.stem), ("", pure.stem)):
+        inner = PurePosixPath(pure.stem)  # gwm segment writes the mask of a.jpg as a.jpg.png
+        name = inner.stem if inner.suffix.lower() in IMAGE_SUFFIXES else pure.stem
+        for key in ((sequence_name(pure.parent.name), name), ("", name)):
             places.setdefault(key, []).append(Place(file=file))
     return places
 

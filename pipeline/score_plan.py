@@ -29,9 +29,7 @@ def check_inputs(config: EvaluateConfig) -> None:
     if (config.masks is None) == (config.model is None):
         raise GwmError("Give either masks= (shards, a folder or a zip of PNGs) or model= to score.")
     if config.masks is not None and config.protocol in ("paper", "oracle"):
-        raise GwmError(
-            f"protocol={config.protocol} chooses among the K regions, which masks= does not hold: give model=."
-        )
+        raise GwmError(f"protocol={config.protocol} chooses among the K regions of a model: give model=.")
     if config.model is not None and config.protocol == "official":
         raise GwmError("protocol=official scores given masks: give masks=, or use protocol=label_free.")
     if config.model is None and (config.images or config.flow):

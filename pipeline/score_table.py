@@ -3,7 +3,7 @@
 import io
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
 
@@ -31,7 +31,8 @@ class ProtocolScores:
 
     j_mean: float
     sequences: Mapping[str, float]
-    num_frames: int
+    num_frames: Mapping[str, int]
+    """Frames that count, by sequence."""
 
 
 def score_table(rows: Iterable[Row], protocol: str) -> pa.Table:
@@ -59,13 +60,38 @@ def screen_table(truth: GroundTruth, means: Mapping[str, ProtocolScores]) -> Tab
     for protocol in means:
         table.add_column(protocol, justify="right")
     asked = next(iter(means.values()))
-    counts = {sequence.name: len(sequence.annotation_urls) for sequence in truth.sequences}
     for name in asked.sequences:
         values = [f"{100 * scores.sequences.get(name, math.nan):.1f}" for scores in means.values()]
-        table.add_row(name, str(counts[name]), *values)
+        table.add_row(name, str(asked.num_frames[name]), *values)
     table.add_section()
-    table.add_row("mean", str(asked.num_frames), *(f"{100 * scores.j_mean:.1f}" for scores in means.values()))
+    table.add_row(
+        "mean",
+        str(sum(asked.num_frames.values())),
+        *(f"{100 * scores.j_mean:.1f}" for scores in means.values()),
+    )
     return table
+
+
+def score_summary(means: Mapping[str, ProtocolScores], truth: GroundTruth) -> dict[str, Any]:
+    """What summary.json says about the scores; the first protocol is the one that was asked for."""
+    protocol, asked = next(iter(means.items()))
+    return {
+        "dataset": truth.dataset,
+        "protocol": protocol,
+        "j_mean": asked.j_mean,
+        "sequences": dict(asked.sequences),
+        "frames": sum(asked.num_frames.values()),
+        "missing_sequences": list(truth.missing),
+        "protocols": {name: asdict(scores) for name, scores in means.items()},
+    }
+
+
+def score_metrics(means: Mapping[str, ProtocolScores]) -> dict[str, float]:
+    """The means as tracked metrics: j_PROTOCOL, and j_PROTOCOL/SEQUENCE."""
+    metrics = {f"j_{protocol}": scores.j_mean for protocol, scores in means.items()}
+    for protocol, scores in means.items():
+        metrics |= {f"j_{protocol}/{name}": j for name, j in scores.sequences.items()}
+    return metrics
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
@@ -83,7 +109,7 @@ def _means(scores: pa.Table, truth: GroundTruth, column: str) -> ProtocolScores:
     return ProtocolScores(
         j_mean=dataset_mean(truth.layout, frames),
         sequences={name: sum(found) / len(found) for name, found in frames.items()},
-        num_frames=sum(map(len, frames.values())),
+        num_frames={name: len(found) for name, found in frames.items()},
     )
 
 

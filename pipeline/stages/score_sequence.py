@@ -13,7 +13,7 @@ from pipeline import storage
 from pipeline.config import EvaluateConfig
 from pipeline.errors import GwmError, UnitError
 from pipeline.frames import FrameList, read_frame_list
-from pipeline.inference import RegionModel, anchor_positions, decide, upsample
+from pipeline.inference import ModelCard, RegionModel, anchor_positions, decide, upsample
 from pipeline.metrics import Mask, jaccard
 from pipeline.predictions import Place, read_mask, read_predictions
 from pipeline.records import Row
@@ -42,10 +42,10 @@ class ScoreSequence:
     Columns `j_label_free`, `j_paper`, `j_oracle`; not a number outside a protocol's frames.
     """
 
-    def __init__(self, config: EvaluateConfig, device: str, height_px: int, width_px: int) -> None:
-        torch.set_num_threads(max(1, int(config.placement.score_sequence.num_cpus)))
+    def __init__(self, config: EvaluateConfig, card: ModelCard, device: str, num_threads: int) -> None:
+        torch.set_num_threads(num_threads)
         self._config = config
-        self._size = (height_px, width_px)
+        self._size = (card.height_px, card.width_px)
         self._model = RegionModel(
             str(config.model), config.merge, batch_size=config.batch_size, device=device
         )

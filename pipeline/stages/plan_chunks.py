@@ -1,0 +1,143 @@
+"""Images and videos become chunks, the units of work: a run of images, or a run of one video's frames."""
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.config import SegmentConfig
+from pipeline.dataset import Dataset, unit_id
+from pipeline.errors import GwmError
+from pipeline.frames import stamps
+from pipeline.inference import anchor_positions
+from pipeline.inputs import Source, frame_urls
+from pipeline.masks import NUM_ERRORS
+from pipeline.records import Row
+from pipeline.stages.failure import failed_row
+from pipeline.stages.plan_clips import clip_spans
+from pipeline.video import VideoIndex, probe
+
+
+def group_inputs(sources: Iterable[Source], chunk_images: int) -> Iterator[Row]:
+    """One row for each video or folder of frames, and one for every `chunk_images` single images."""
+    images: list[Source] = []
+    for source in sources:
+        if source.kind != "image":
+            yield _input_row(source.kind, [source])
+            continue
+        images.append(source)
+        if len(images) == chunk_images:
+            yield _input_row("images", images)
+            images = []
+    if images:
+        yield _input_row("images", images)
+
+
+def plan_chunks(row: Row, config: SegmentConfig, dataset: Dataset, fingerprint: str) -> list[Row]:
+    """One row for each chunk still to do, and one for all that an earlier run did or put into quarantine.
+
+    A chunk of a video carries where to find its own frames and its anchors, frames spread evenly over the
+    whole video: the anchors alone decide which regions are the object, so that all chunks of a video agree. A
+    video that cannot be read is a unit itself and fails as a whole.
+    """
+    began = time.monotonic()
+    unit = unit_id(fingerprint, row["kind"], *row["names"], *(int(size) for size in row["sizes"]))
+    try:
+        chunks = [_image_chunk(row, unit)] if row["kind"] == "images" else _video_chunks(row, unit, config)
+    except GwmError:
+        raise
+    except Exception as error:
+        chunks = [failed_row({"unit": unit, "source": row["source"]}, "plan_chunks", error)]
+    rows = _still_to_do(chunks, dataset, retry=config.retry_quarantined)
+    seconds = time.monotonic() - began
+    return [{**planned, "seconds_plan_chunks": 0.0 if i else seconds} for i, planned in enumerate(rows)]
+
+
+def _input_row(kind: str, sources: list[Source]) -> Row:
+    names = [source.name for source in sources]
+    return {
+        "kind": kind,
+        "source": names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}",
+        "names": names,
+        "urls": [source.url for source in sources],
+        "sizes": [-1 if source.size_bytes is None else source.size_bytes for source in sources],
+    }
+
+
+def _image_chunk(row: Row, unit: str) -> Row:
+    urls, names = list(row["urls"]), list(row["names"])
+    chunk = {"unit": unit, "source": row["source"], "status": "planned", "kind": "images"}
+    return {**chunk, "names": names, "urls": urls, "frame_index": [-1] * len(names)}
+
+
+def _video_chunks(row: Row, video: str, config: SegmentConfig) -> list[Row]:
+    source = Source(url=row["urls"][0], name=row["names"][0], kind=row["kind"])
+    index = probe(source)
+    urls = frame_urls(source) if source.kind == "frames" else []
+    anchors = anchor_positions(len(index.pts), config.anchor_frames)
+    chunks = []
+    for start, stop in clip_spans(len(index.pts), config.chunk_images):
+        positions = list(range(start, stop))
+        chunks.append(
+            {
+                "unit": unit_id(video, start, stop),
+                "source": source.name,
+                "status": "planned",
+                "kind": source.kind,
+                "names": [source.name],
+                "frame_index": positions,
+                "video": video,
+                "height_px": index.height_px,
+                "width_px": index.width_px,
+                **_places(index, source.url, urls, positions, ""),
+                **_places(index, source.url, urls, anchors, "anchor_"),
+            }
+        )
+    return chunks
+
+
+def _places(index: VideoIndex, url: str, urls: list[str], positions: list[int], prefix: str) -> Row:
+    """Columns that say where frames lie: their files, or their time stamps in the video."""
+    if urls:
+        return {f"{prefix}urls": [urls[position] for position in positions]}
+    return {f"{prefix}urls": [url], **stamps(index, positions).to_row(prefix)}
+
+
+def _still_to_do(chunks: list[Row], dataset: Dataset, *, retry: bool) -> list[Row]:
+    """The chunks to do, and a row of the number of units for each other outcome.
+
+    With `retry`, a finished chunk in which some image had an error is done again.
+    """
+    rows: list[Row] = []
+    settled: Counter[str] = Counter()
+    num_errors = 0
+    for chunk in chunks:
+        errors = _errors_in(dataset, chunk["unit"])
+        if errors is not None and not (retry and errors):
+            settled["skipped"] += 1
+            num_errors += errors
+        elif errors is None and dataset.is_quarantined(chunk["unit"]):
+            settled["quarantined"] += 1
+        else:
+            rows.append(chunk)
+    return rows + [
+        {
+            "unit": "",
+            "source": chunks[0]["source"],
+            "status": status,
+            "num_units": count,
+            "num_errors": num_errors if status == "skipped" else 0,
+        }
+        for status, count in settled.items()
+    ]
+
+
+def _errors_in(dataset: Dataset, unit: str) -> int | None:
+    """Images without a mask in a finished unit's shard; none where the unit is not finished."""
+    if not dataset.is_done(unit):
+        return None
+    with storage.open_read(dataset.shard_url(unit)) as file:
+        metadata = pq.read_schema(file).metadata or {}
+    return int(metadata.get(NUM_ERRORS, b"0"))
