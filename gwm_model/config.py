@@ -7,6 +7,18 @@ Motion = Literal["constant", "affine", "quadratic"]
 Objective = Literal["expected", "composite"]
 
 
+def require(holds: bool, sentence: str) -> None:
+    """Raises ValueError with the sentence where a value is impossible."""
+    if not holds:
+        raise ValueError(sentence)
+
+
+def at_least(smallest: float, **values: float | None) -> None:
+    """Raises ValueError where a named value is smaller; None stands for a value that is not given."""
+    for name, value in values.items():
+        require(value is None or value >= smallest, f"{name} must be at least {smallest:g}, not {value}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowEstimatorConfig:
     """Which optical flow network, and how long it iterates."""
@@ -17,6 +29,9 @@ class FlowEstimatorConfig:
     iterations: int = 12
     """Update iterations of RAFT."""
     precision: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        at_least(1, iterations=self.iterations)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +50,10 @@ class BackboneConfig:
     """Block outputs after the final norm, or the keys of the block's attention."""
     patch_stride_px: int | None = None
     """Stride of the patch embedding; smaller than the patch gives overlapping patches and a finer map."""
+
+    def __post_init__(self) -> None:
+        at_least(1, patch_stride_px=self.patch_stride_px)
+        require(len(self.blocks) > 0 and min(self.blocks) >= 0, "blocks must name blocks, counted from 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +76,11 @@ class SegmenterConfig:
     image_skip: bool = True
     """The image itself joins the pixel decoder at mask resolution (paper: no)."""
 
+    def __post_init__(self) -> None:
+        at_least(2, num_masks=self.num_masks)
+        at_least(1, height_px=self.height_px, width_px=self.width_px)
+        at_least(1, hidden_channels=self.hidden_channels, decoder_layers=self.decoder_layers)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectiveConfig:
@@ -71,6 +95,9 @@ class ObjectiveConfig:
     residual: Literal["squared", "root"] = "root"
     """`root` is the robust square root of the squared residual; `squared` is Eq. 3."""
 
+    def __post_init__(self) -> None:
+        require(self.flow_clip_px > 0, f"flow_clip_px must be positive, not {self.flow_clip_px}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerConfig:
@@ -82,6 +109,12 @@ class OptimizerConfig:
     decay_fraction: float = 0.4
     """The last fraction of the steps, over which the rate falls linearly to zero."""
     max_gradient_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.learning_rate > 0, f"learning_rate must be positive, not {self.learning_rate}")
+        require(0 <= self.decay_fraction <= 1, f"decay_fraction must lie in 0..1, not {self.decay_fraction}")
+        at_least(0, weight_decay=self.weight_decay, warmup_steps=self.warmup_steps)
+        require(self.max_gradient_norm > 0, "max_gradient_norm must be positive")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,15 @@
 
 from dataclasses import dataclass, field
 
-from gwm_model.config import FlowEstimatorConfig, MergeConfig, ObjectiveConfig, OptimizerConfig, SegmenterConfig
+from gwm_model.config import (
+    FlowEstimatorConfig,
+    MergeConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    SegmenterConfig,
+    at_least,
+    require,
+)
 
 MISSING = "???"
 """OmegaConf's mark of a value that the user must give."""
@@ -18,6 +26,10 @@ class StagePlacement:
     """GPUs reserved for each worker of the stage; above 0 the stage computes on CUDA."""
     num_actors: int = 1
     """Size of the actor pool (stages that hold a model); ignored by stateless stages."""
+
+    def __post_init__(self) -> None:
+        at_least(0, num_cpus=self.num_cpus, num_gpus=self.num_gpus)
+        at_least(1, num_actors=self.num_actors)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +57,13 @@ class DecodeConfig:
     clip_frames: int = 32
     """Frames owned by one clip, the unit of work: bounds memory and the work lost in a kill."""
 
+    def __post_init__(self) -> None:
+        at_least(1, stride=self.stride, clip_frames=self.clip_frames)
+        at_least(1, height_px=self.height_px, width_px=self.width_px)
+        require(self.fps is None or self.fps > 0, f"fps must be positive, not {self.fps}")
+        require(self.fps is None or self.stride == 1, "stride and fps exclude each other: give one of them")
+        require(self.timeout_s > 0, f"timeout_s must be positive, not {self.timeout_s}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EstimateFlowConfig(FlowEstimatorConfig):
@@ -52,6 +71,11 @@ class EstimateFlowConfig(FlowEstimatorConfig):
 
     gaps: tuple[int, ...] = (1, -1)
     """Frame gaps: +1 is the flow from a frame to the next, -1 to the previous."""
+
+    def __post_init__(self) -> None:
+        FlowEstimatorConfig.__post_init__(self)
+        different = len(set(self.gaps)) == len(self.gaps) > 0
+        require(different and 0 not in self.gaps, f"gaps must be different and not 0, not {list(self.gaps)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +85,9 @@ class StoreConfig:
     height_px: int | None = None
     """None keeps the size at which flow was estimated."""
     width_px: int | None = None
+
+    def __post_init__(self) -> None:
+        at_least(1, height_px=self.height_px, width_px=self.width_px)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +128,9 @@ class CacheConfig:
     max_bytes: int = 64 * 2**30
     """Local disk the cache may fill; frames beyond it are read and computed again each epoch."""
 
+    def __post_init__(self) -> None:
+        at_least(0, max_bytes=self.max_bytes)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainPlacement:
@@ -134,6 +164,15 @@ class TrainConfig:
     picture_every_steps: int = 500
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     placement: TrainPlacement = field(default_factory=TrainPlacement)
+
+    def __post_init__(self) -> None:
+        at_least(1, num_steps=self.num_steps, batch_size=self.batch_size)
+        at_least(0, num_workers=self.num_workers)
+        at_least(1, checkpoint_every_steps=self.checkpoint_every_steps, log_every_steps=self.log_every_steps)
+        at_least(1, picture_every_steps=self.picture_every_steps)
+        workers = max(1, self.num_workers)
+        require(self.batch_size % workers == 0, f"batch_size must be a multiple of num_workers ({workers})")
+        require(self.precision in ("float32", "bfloat16"), "precision must be float32 or bfloat16")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +209,10 @@ class SegmentConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     placement: SegmentPlacement = field(default_factory=SegmentPlacement)
 
+    def __post_init__(self) -> None:
+        at_least(1, batch_size=self.batch_size, chunk_images=self.chunk_images)
+        at_least(1, anchor_frames=self.anchor_frames)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluatePlacement:
@@ -191,6 +234,10 @@ class EvaluateConfig:
     """Mask shards written by gwm segment, or a folder or zip of PNG predictions."""
     model: str | None = None
     """A segmenter to score instead of masks."""
+    images: str | None = None
+    """With model: the frames to segment; none takes those beside the ground truth."""
+    flow: str | None = None
+    """With model: the flow dataset whose stored frames are segmented."""
     output: str = MISSING
     protocol: str = "label_free"
     """official (given binary masks), label_free, paper (ground truth picks the cluster, per frame), or oracle."""
@@ -199,3 +246,6 @@ class EvaluateConfig:
     anchor_frames: int = 16
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     placement: EvaluatePlacement = field(default_factory=EvaluatePlacement)
+
+    def __post_init__(self) -> None:
+        at_least(1, batch_size=self.batch_size, anchor_frames=self.anchor_frames)
