@@ -1,0 +1,196 @@
+"""gwm demo: the four commands on rendered scenes, or on the user's videos, and a report to look at."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipeline import storage
+from pipeline.config import EvaluateConfig, PrepareConfig, SegmentConfig, TrainConfig
+from pipeline.demo_networks import DemoNetworks, find_networks
+from pipeline.demo_samples import read_samples, read_scores
+from pipeline.errors import GwmError
+from pipeline.evaluate import evaluate
+from pipeline.load_config import load_config
+from pipeline.prepare import prepare
+from pipeline.progress import say
+from pipeline.report import Report, StageTime, write_report
+from pipeline.scenes import Scene, render_scene, write_davis_layout, write_video
+from pipeline.segment import segment
+from pipeline.summary import version, write_json
+from pipeline.train import train
+
+NUM_SCENES = 8
+MAX_TRAINING_CPUS = 8
+
+Summaries = Mapping[str, Mapping[str, Any]]
+"""The summary of each command that ran."""
+Below = Callable[[str], str]
+"""The path of a name below the demo's output."""
+
+
+def demo(output: str, videos: str | None = None) -> dict[str, Any]:
+    """Runs everything below `output` and writes report.html there; returns a summary. A rerun continues.
+
+    The rendered scenes' truth is known, and the summary has their J as `j_mean`; `videos` have none.
+    """
+    if not storage.is_local(output):
+        raise GwmError(f"The demo writes to a local folder, not to {output}.")
+    began = time.monotonic()
+    below = partial(storage.join, storage.absolute(output))
+    networks = chosen_networks(below("demo.json"))
+    say(f"Optical flow: {networks.estimator}, because {networks.estimator_reason}.")
+    say(f"Segmenter: {segmenter_name(networks)}, because {networks.backbone_reason}.")
+    if videos is None:
+        write_scenes(below("videos"), below("truth"))
+    summaries = run_commands(networks, videos, below)
+    report = make_report(networks, videos, summaries, below, time.monotonic() - began)
+    write_report(below("report.html"), report)
+    summary = demo_summary(networks, summaries, below, time.monotonic() - began)
+    say(f"Report: {below('report.html')}")
+    return summary
+
+
+def run_commands(networks: DemoNetworks, videos: str | None, below: Below) -> dict[str, dict[str, Any]]:
+    """prepare, train, segment and, where there is a truth, evaluate; each skips what an earlier run did."""
+    source = storage.absolute(videos) if videos else below("videos")
+    flow, model, masks = f"flow={below('flow')}", f"model={below('model')}", f"masks={below('masks')}"
+    raft, backbone = networks.estimator != "dis", networks.backbone_weights is not None
+    estimator = [
+        f"estimate_flow.estimator={networks.estimator}",
+        f"estimate_flow.weights={networks.estimator_weights}",
+    ]
+    weights = [f"segmenter.backbone.weights={networks.backbone_weights}"] if backbone else []
+    cpus = f"placement.train_worker.num_cpus={min(os.cpu_count() or 1, MAX_TRAINING_CPUS)}"
+    prepare_file, train_file = (
+        "prepare_raft.yaml" if raft else "prepare.yaml",
+        "train_backbone.yaml" if backbone else "train.yaml",
+    )
+    prepare_words = [f"videos={source}", f"output={below('flow')}", *(estimator if raft else [])]
+    train_words = [flow, f"output={below('model')}", cpus, *weights]
+    segment_words = [f"images={source}", model, f"output={below('masks')}"]
+    say("1. gwm prepare: videos -> frames with optical flow")
+    summaries = {"prepare": prepare(load_config(PrepareConfig, conf_file(prepare_file), prepare_words))}
+    say("2. gwm train: flow -> segmenter")
+    summaries["train"] = train(load_config(TrainConfig, conf_file(train_file), train_words))
+    say("3. gwm segment: videos -> masks")
+    summaries["segment"] = segment(load_config(SegmentConfig, conf_file("segment.yaml"), segment_words))
+    if videos is None:
+        words = [f"data={below('truth')}", masks, f"output={below('scores')}"]
+        say("4. gwm evaluate: masks and truth -> J")
+        summaries["evaluate"] = evaluate(load_config(EvaluateConfig, conf_file("evaluate.yaml"), words))
+    return summaries
+
+
+def conf_file(name: str) -> str:
+    """A file of conf/demo: beside the packages in a checkout, inside `pipeline` in an installed wheel."""
+    here = Path(__file__).parent
+    folders = (here.parent / "conf" / "demo", here / "conf" / "demo")
+    return str(next((folder / name for folder in folders if (folder / name).is_file()), folders[0] / name))
+
+
+def chosen_networks(url: str) -> DemoNetworks:
+    """The networks of an earlier run into the same output, so that it continues; otherwise those found now."""
+    if storage.exists(url):
+        return DemoNetworks(**json.loads(storage.read_bytes(url)))
+    networks = find_networks()
+    write_json(url, asdict(networks))
+    return networks
+
+
+def segmenter_name(networks: DemoNetworks) -> str:
+    """The segmenter in words."""
+    return (
+        "U-Net from scratch"
+        if networks.backbone_weights is None
+        else "mask decoder on frozen DINOv2 ViT-S/14"
+    )
+
+
+def write_scenes(videos: str, truth: str) -> None:
+    """Renders the scenes that are not there yet: an mp4 each, and their truth as DAVIS 2016 stores it."""
+    Path(videos).mkdir(parents=True, exist_ok=True)
+    for seed in range(NUM_SCENES):
+        path = Path(videos, f"scene-{seed}.mp4")
+        if path.exists():
+            continue
+        scene: Scene = render_scene(seed)
+        write_davis_layout(truth, {path.stem: scene})
+        temporary = path.with_name(f".gwm-{path.name}")
+        write_video(temporary, scene.frames)
+        temporary.replace(path)
+
+
+def make_report(
+    networks: DemoNetworks, videos: str | None, summaries: Summaries, below: Below, seconds: float
+) -> Report:
+    """The report's content, read back from what the commands wrote."""
+    scored = summaries.get("evaluate", {})
+    truth = storage.join(below("truth"), "Annotations", "480p") if scored else None
+    scores = read_scores(below("scores")) if scored else {}
+    losses = json.loads(storage.read_bytes(storage.join(below("model"), "metrics.json")))
+    return Report(
+        title="Guess What Moves: objects learned from motion",
+        lead="A segmenter was trained on videos without any label: it guesses from a single frame which regions "
+        "will move together, and learns from the optical flow how well they do. The flow is used for training "
+        "only; every mask below is made from its frame alone.",
+        facts=facts(networks, videos, seconds),
+        scores=scored.get("sequences", {}),
+        j_mean=scored.get("j_mean"),
+        samples=read_samples(below("flow"), below("masks"), truth, scores),
+        losses=[(int(entry["step"]), float(entry["loss"])) for entry in losses],
+        stages=[stage_time(command, summary) for command, summary in summaries.items()],
+    )
+
+
+def facts(networks: DemoNetworks, videos: str | None, seconds: float) -> dict[str, str]:
+    """What ran, for the head of the report."""
+    import ray
+    import torch
+
+    return {
+        "videos": videos
+        or f"{NUM_SCENES} rendered scenes: textured objects over a moving textured background",
+        "optical flow": f"{networks.estimator}: {networks.estimator_reason}",
+        "segmenter": f"{segmenter_name(networks)}: {networks.backbone_reason}",
+        "versions": f"gwm {version()}, torch {torch.__version__}, ray {ray.__version__}",
+        "machine": f"{os.cpu_count()} CPUs, local Ray, local files, MLflow in sqlite",
+        "time": f"{seconds:.0f} s in all",
+    }
+
+
+def stage_time(command: str, summary: Mapping[str, Any]) -> StageTime:
+    """One command's row in the table of times."""
+    units = ", ".join(f"{number} {outcome}" for outcome, number in summary["units"].items() if number)
+    rates = [f"{value:,.2f} {name.removesuffix('_per_s')}/s" for name, value in summary["rates"].items()]
+    return StageTime(
+        command=f"gwm {command}",
+        units=units,
+        seconds=float(summary["seconds"].get("total", 0.0)),
+        rate=", ".join(rates),
+    )
+
+
+def demo_summary(
+    networks: DemoNetworks, summaries: Summaries, below: Below, seconds: float
+) -> dict[str, Any]:
+    """Writes and returns summary.json: the units of all commands together, the networks, J."""
+    outcomes = ("done", "skipped", "quarantined")
+    scored = summaries.get("evaluate", {})
+    summary = {
+        "command": "demo",
+        "version": version(),
+        "report": below("report.html"),
+        "units": {name: sum(s["units"].get(name, 0) for s in summaries.values()) for name in outcomes},
+        "estimator": networks.estimator,
+        "segmenter": segmenter_name(networks),
+        "seconds": {name: s["seconds"].get("total", 0.0) for name, s in summaries.items()}
+        | {"total": seconds},
+        **{key: scored[key] for key in ("protocol", "j_mean", "sequences") if key in scored},
+    }
+    write_json(below("summary.json"), summary)
+    return summary
