@@ -75,8 +75,6 @@ def mask_shards(
         .flat_map(plan_chunks, fn_kwargs=work | unit_names, **tasks(at.plan_chunks))
         .repartition(target_num_rows_per_block=1)
         .map(load_chunk, fn_kwargs=loading, **tasks(at.load_chunk))  # 1:1, codec bound
-        # 1:1, bound by the network; every worker holds one
-        .map(SegmentImages, fn_constructor_kwargs=network, **actor_pool(place))
-        # 1:1, storage bound; ends in one summary row a chunk
-        .map(write_mask_shard, fn_kwargs=work, **tasks(at.write_mask_shard))
+        .map(SegmentImages, fn_constructor_kwargs=network, **actor_pool(place))  # 1:1, bound by the network
+        .map(write_mask_shard, fn_kwargs=work, **tasks(at.write_mask_shard))  # 1:1, storage bound
     )

@@ -13,15 +13,25 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
-from pipeline.config import DecodeConfig, EstimateFlowConfig, PrepareConfig
+from gwm_model import save_segmenter
+from gwm_model.config import SegmenterConfig
+from gwm_model.segmenter import build_segmenter
+from pipeline.config import DecodeConfig, EstimateFlowConfig, PrepareConfig, SegmentConfig
 from pipeline.dataset import Dataset
-from pipeline.inputs import find_videos
+from pipeline.inference import read_model_card
+from pipeline.inputs import find_images, find_videos
+from pipeline.masks import MaskRow, mask_rows
 from pipeline.records import Row
 from pipeline.stages.decode_clip import decode_clip
 from pipeline.stages.estimate_flow import EstimateFlow
+from pipeline.stages.load_chunk import load_chunk
+from pipeline.stages.plan_chunks import group_inputs, plan_chunks
 from pipeline.stages.plan_clips import plan_clips
+from pipeline.stages.segment_images import SegmentImages
 from pipeline.stages.write_flow_shard import write_flow_shard
+from pipeline.stages.write_mask_shard import write_mask_shard
 
 MakeVideo = Callable[..., Path]
 
@@ -158,3 +168,55 @@ class StagesOfPrepare:
 @pytest.fixture
 def stages(tmp_path: Path) -> StagesOfPrepare:
     return StagesOfPrepare(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of an untrained U-Net with 3 regions: its masks mean nothing and are always the same."""
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    size = {"num_masks": 3, "height_px": 32, "width_px": 48, "hidden_channels": 8}
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        save_segmenter(build_segmenter(SegmenterConfig(architecture="unet", **size)), folder)
+    return str(folder)
+
+
+@dataclass(frozen=True)
+class StagesOfSegment:
+    """The stages of segment in one process, one row after another."""
+
+    folder: Path
+    model: str
+
+    def config(self, **values: Any) -> SegmentConfig:
+        """Chunks of 8 images, unless said otherwise."""
+        defaults = {"images": self.folder / "videos", "model": self.model, "output": self.folder / "masks"}
+        return SegmentConfig(
+            **{"chunk_images": 8, **{key: str(url) for key, url in defaults.items()}, **values}
+        )
+
+    def plan(self, config: SegmentConfig) -> list[Row]:
+        """The rows of plan_chunks for all inputs."""
+        dataset = Dataset(url=config.output)
+        inputs = group_inputs(find_images(config.images), config.chunk_images)
+        return [row for source in inputs for row in plan_chunks(source, config, dataset, "configuration")]
+
+    def run(self, config: SegmentConfig) -> list[Row]:
+        """The summary rows of a whole run."""
+        dataset, card = Dataset(url=config.output), read_model_card(config.model)
+        segment_images = SegmentImages(config, "cpu", 1)
+        rows = (segment_images(load_chunk(row, config, card)) for row in self.plan(config))
+        return [write_mask_shard(row, config, dataset) for row in rows]
+
+    def masks(self, config: SegmentConfig) -> dict[tuple[str, int | None], MaskRow]:
+        """The rows of all shards, by source and frame."""
+        tables = [pq.read_table(url) for url in Dataset(url=config.output).shards()]
+        rows = [row for table in tables for row in mask_rows(table)]
+        found = {(row.source, row.frame_index): row for row in rows}
+        assert len(found) == len(rows)
+        return found
+
+
+@pytest.fixture
+def segment_stages(tmp_path: Path, tiny_model: str) -> StagesOfSegment:
+    return StagesOfSegment(tmp_path, tiny_model)
