@@ -60,11 +60,11 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
 
 def flow_shards(videos: list[Source], config: PrepareConfig, dataset: Dataset) -> ray.data.Dataset:
     """Videos -> clips -> frames -> flow -> shards; after plan_clips one row is one clip until it is written."""
-    at = config.placement
-    names = fingerprint(config, exclude=(*NOT_PART_OF_A_RESULT, "videos"))
+    at, names = config.placement, fingerprint(config, exclude=(*NOT_PART_OF_A_RESULT, "videos"))
     plan = partial(plan_clips, config=config, dataset=dataset, fingerprint=names)
     write = partial(write_flow_shard, config=config, dataset=dataset)
-    worker = {"device": torch_device(at.estimate_flow), "num_threads": torch_threads(at.estimate_flow)}
+    pool, num_threads = actor_pool(at.estimate_flow), torch_threads(at.estimate_flow)
+    network = {"config": config, "device": torch_device(at.estimate_flow), "num_threads": num_threads}
     return (
         ray.data.from_items([asdict(video) for video in videos])  # one row a video
         # 1:N, reads packets; without the next line one task would decode all clips of a video in turn
@@ -73,7 +73,7 @@ def flow_shards(videos: list[Source], config: PrepareConfig, dataset: Dataset) -
         # 1:1, bound by the codec
         .map(partial(decode_clip, config=config), **tasks(at.decode_clip))
         # 1:1, bound by the network, which every worker of the pool holds
-        .map(EstimateFlow, fn_constructor_kwargs={"config": config, **worker}, **actor_pool(at.estimate_flow))  # type: ignore[arg-type]
+        .map(EstimateFlow, fn_constructor_kwargs=network, **pool)  # type: ignore[arg-type]
         # 1:1, bound by storage; leaves one summary row a clip
         .map(write, **tasks(at.write_flow_shard))
     )
