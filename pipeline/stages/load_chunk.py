@@ -88,7 +88,9 @@ def read_image(url: str) -> np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]
     try:
         encoded = np.frombuffer(storage.read_bytes(url), np.uint8)
         image = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if encoded.size else None
-    except FileNotFoundError as error:
+    except GwmError as error:
+        if storage.exists(url):
+            raise
         raise UnitError(f"{url} is gone") from error
     except cv2.error as error:
         raise UnitError(f"{url} cannot be decoded: {error.err}") from error
