@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
+from importlib.metadata import files
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +88,14 @@ def run_commands(networks: DemoNetworks, videos: str | None, below: Below) -> di
 
 
 def conf_file(name: str) -> str:
-    """A file of conf/demo: beside the packages in a checkout, inside `pipeline` in an installed wheel."""
-    here = Path(__file__).parent
-    folders = (here.parent / "conf" / "demo", here / "conf" / "demo")
-    return str(next((folder / name for folder in folders if (folder / name).is_file()), folders[0] / name))
+    """A file of conf/demo: of the checkout, or where an installed wheel put its copy."""
+    checkout = Path(__file__).parents[1] / "conf" / "demo" / name
+    if checkout.is_file():
+        return str(checkout)
+    installed = [file for file in files("gwm") or () if file.match(f"conf/demo/{name}")]
+    if not installed:
+        raise GwmError(f"conf/demo/{name} is missing: install gwm again.")
+    return str(Path(str(installed[0].locate())).resolve())
 
 
 def chosen_networks(url: str) -> DemoNetworks:
