@@ -9,17 +9,16 @@ from pipeline.config import EvaluateConfig, PrepareConfig, SegmentConfig, TrainC
 from pipeline.dataset import Dataset
 from pipeline.errors import GwmError
 from pipeline.inputs import Source, find_images, find_videos
-from pipeline.load_config import fingerprint
 
 
 def describe(config: object) -> dict[str, Any]:
     """Inputs found and work known to be done, for any of the four configurations."""
     match config:
         case PrepareConfig():
-            return _shards("prepare", find_videos(config.videos), config.output, fingerprint(config))
+            return _shards("prepare", find_videos(config.videos), config.output)
         case SegmentConfig():
             model = _needed(config.model, "model")
-            shards = _shards("segment", find_images(config.images), config.output, fingerprint(config))
+            shards = _shards("segment", find_images(config.images), config.output)
             return shards | {"model": model}
         case TrainConfig():
             return _train(config)
@@ -30,29 +29,25 @@ def describe(config: object) -> dict[str, Any]:
                 "command": "evaluate",
                 "dataset": config.dataset,
                 **found,
-                "output": _output(config.output),
+                "output": storage.absolute(config.output),
             }
     raise TypeError(f"no command has a {type(config).__name__}")
 
 
-def _shards(command: str, sources: Iterator[Source], output: str, wanted: str) -> dict[str, Any]:
+def _shards(command: str, sources: Iterator[Source], output: str) -> dict[str, Any]:
     """Sources by kind, and the shards that are there already."""
     kinds: Counter[str] = Counter()
     num_bytes = 0
     for source in sources:
         kinds[source.kind] += 1
         num_bytes += source.size_bytes or 0
-    result: dict[str, Any] = {
+    return {
         "command": command,
         "sources": dict(sorted(kinds.items())),
         "bytes": num_bytes,
-        "output": _output(output),
+        "output": storage.absolute(output),
         "units": _done(output),
     }
-    description = storage.join(output, "dataset.json")
-    if storage.exists(description):
-        result["same_settings"] = Dataset(url=result["output"]).description()["fingerprint"] == wanted
-    return result
 
 
 def _train(config: TrainConfig) -> dict[str, Any]:
@@ -64,7 +59,7 @@ def _train(config: TrainConfig) -> dict[str, Any]:
         "shards": sum(1 for _ in flow.shards()),
         "frames_in_manifest": rows,
         "steps": config.num_steps,
-        "output": _output(config.output),
+        "output": storage.absolute(config.output),
         "resumes": storage.exists(storage.join(config.output, "training")),
     }
 
@@ -81,8 +76,4 @@ def _done(output: str) -> Mapping[str, int]:
 def _needed(url: str, name: str) -> str:
     if not storage.exists(url):
         raise GwmError(f"{name}={url}: there is nothing.")
-    return storage.absolute(url)
-
-
-def _output(url: str) -> str:
     return storage.absolute(url)

@@ -99,7 +99,10 @@ def size_bytes(url: str) -> int:
 
 
 def list_files(url: str) -> Iterator[str]:
-    """Full URLs of all files below a folder or prefix, sorted, a page at a time; none where it is missing."""
+    """Full URLs of all files below a folder or prefix, a page at a time; none where it is missing.
+
+    The order is the server's: sorted, and without returning to a folder that was left.
+    """
     for path, _ in list_file_sizes(url):
         yield path
 
@@ -242,7 +245,7 @@ def _temporary_file(path: str, data: bytes) -> Iterator[Path]:
 
 
 def _s3_objects(filesystem: fsspec.AbstractFileSystem, path: str) -> Iterator[tuple[str, int]]:
-    """Keys below a prefix in the server's (lexicographic) order, a page of 1000 at a time."""
+    """Keys below a prefix in the server's order, a page of 1000 at a time."""
     bucket, _, prefix = path.partition("/")
     request: dict[str, str] = {"Bucket": bucket, "Prefix": f"{prefix.rstrip('/')}/" if prefix else ""}
     while True:
