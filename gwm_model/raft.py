@@ -47,6 +47,11 @@ class Raft:
             )
         # Any: torchvision's submodules are not typed.
         self.network: Any = network.eval().requires_grad_(False).to(device)
+        # Channels last is faster for everything but the feature encoder, whose instance norm is slow in it.
+        for part in (self.network.context_encoder, self.network.update_block, self.network.mask_predictor):
+            if part is not None:
+                part.to(memory_format=torch.channels_last)
+        self.recurrent_units = _recurrent_units(self.network)
         self.iterations = iterations
         self.device = torch.device(device)
         self.precision = precision
@@ -98,24 +103,92 @@ class Raft:
         """Flow of a batch of pairs: `iterations` updates at 1/8 of the size, then one upsampling."""
         network = self.network
         num_hidden = network.update_block.hidden_state_size
-        hidden = torch.tanh(context[:, :num_hidden])
-        context = F.relu(context[:, num_hidden:])
+        hidden = _channels_last(torch.tanh(context[:, :num_hidden]))
+        with self._autocast():
+            shares = [unit.context_shares(F.relu(context[:, num_hidden:])) for unit in self.recurrent_units]
         network.corr_block.build_pyramid(first.float(), second.float())
         coordinates: Tensor = make_coords_grid(*first.shape[::2], first.shape[3], device=str(self.device))
         flow = torch.zeros_like(coordinates)
         for _ in range(self.iterations):
             correlation = network.corr_block.index_pyramid(centroids_coords=coordinates + flow)
             with self._autocast():
-                hidden, delta = network.update_block(hidden, context, correlation, flow)
-            flow = flow + delta.float()
+                motion = network.update_block.motion_encoder(
+                    _channels_last(flow), _channels_last(correlation)
+                )
+                for unit, share in zip(self.recurrent_units, shares, strict=True):
+                    hidden = unit(hidden, motion, share)
+                flow = flow + network.update_block.flow_head(hidden).float()
         network.corr_block.corr_pyramid = []
         with self._autocast():
             mask = None if network.mask_predictor is None else network.mask_predictor(hidden)
-        full_flow: Tensor = upsample_flow(flow, None if mask is None else mask.float())
+        full_flow: Tensor = upsample_flow(flow, None if mask is None else mask.float().contiguous())
         return full_flow
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+
+
+class RecurrentUnit:
+    """torchvision's ConvGRU with the context's share of its convolutions taken out of the update loop.
+
+    A convolution is linear in its input channels (hidden state, context, motion), and the context stays the same in
+    every update: a third of raft_large's gates is computed once. The two gates share one convolution.
+    """
+
+    def __init__(self, unit: Any, num_hidden: int, num_context: int):
+        self._gates = SplitConvolution([unit.convz, unit.convr], num_hidden, num_context)
+        self._candidate = SplitConvolution([unit.convq], num_hidden, num_context)
+
+    def context_shares(self, context: Float[Tensor, "P D h w"]) -> tuple[Tensor, Tensor]:
+        """What the context adds to the gates and to the candidate, biases included."""
+        context = _channels_last(context)
+        return self._gates.of_context(context), self._candidate.of_context(context)
+
+    def __call__(
+        self,
+        hidden: Float[Tensor, "P C h w"],
+        motion: Float[Tensor, "P M h w"],
+        shares: tuple[Tensor, Tensor],
+    ) -> Float[Tensor, "P C h w"]:
+        """The next hidden state."""
+        gates = torch.sigmoid(self._gates(torch.cat([hidden, motion], dim=1)) + shares[0])
+        update, reset = gates.chunk(2, dim=1)
+        candidate = torch.tanh(self._candidate(torch.cat([reset * hidden, motion], dim=1)) + shares[1])
+        return (1 - update) * hidden + update * candidate
+
+
+class SplitConvolution:
+    """Convolutions of the same input, stacked; applied to the context and to the other channels separately."""
+
+    def __init__(self, convolutions: Sequence[Any], num_hidden: int, num_context: int):
+        weight = torch.cat([convolution.weight for convolution in convolutions])
+        first_motion = num_hidden + num_context
+        self._context = _channels_last(weight[:, num_hidden:first_motion])
+        self._others = _channels_last(torch.cat([weight[:, :num_hidden], weight[:, first_motion:]], dim=1))
+        self._bias = torch.cat([convolution.bias for convolution in convolutions])
+        self._padding = convolutions[0].padding
+
+    def of_context(self, context: Float[Tensor, "P D h w"]) -> Float[Tensor, "P E h w"]:
+        """The context's share, with the bias."""
+        return F.conv2d(context, self._context, self._bias, padding=self._padding)
+
+    def __call__(self, others: Float[Tensor, "P C h w"]) -> Float[Tensor, "P E h w"]:
+        """The share of the other channels."""
+        return F.conv2d(others, self._others, padding=self._padding)
+
+
+def _recurrent_units(network: Any) -> list[RecurrentUnit]:
+    """The recurrent block's units: raft_large has a horizontal and a vertical one, raft_small one."""
+    block = network.update_block.recurrent_block
+    num_hidden = network.update_block.hidden_state_size
+    num_context = network.context_encoder.output_dim - num_hidden
+    units = [unit for unit in (block.convgru1, block.convgru2) if isinstance(unit, nn.Module)]
+    return [RecurrentUnit(unit, num_hidden, num_context) for unit in units]
+
+
+def _channels_last(maps: Tensor) -> Tensor:
+    """The same values, the channels of a pixel side by side in memory."""
+    return maps.contiguous(memory_format=torch.channels_last)
 
 
 def _batches(elements: Sequence[T], length: int) -> Iterator[list[T]]:
