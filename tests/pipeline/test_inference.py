@@ -1,0 +1,116 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gwm_model import load_segmenter
+from gwm_model.config import BackboneConfig, MergeConfig
+from pipeline.config import SegmentConfig
+from pipeline.errors import GwmError
+from pipeline.inference import (
+    RegionModel,
+    anchor_positions,
+    decide,
+    open_segmenter,
+    pin,
+    read_model_card,
+    upsample,
+)
+from pipeline.load_config import fingerprint
+
+
+@pytest.mark.parametrize(("frames", "anchors"), [(1, 16), (5, 16), (16, 16), (17, 16), (1000, 16), (7, 3)])
+def test_anchors_are_spread_evenly_over_the_whole_video(frames, anchors):
+    positions = anchor_positions(frames, anchors)
+    assert len(positions) == len(set(positions)) == min(frames, anchors)
+    assert positions == sorted(positions)
+    share = frames / len(positions)
+    assert all(
+        number * share - 1 < position < (number + 1) * share for number, position in enumerate(positions)
+    )
+
+
+def test_the_card_tells_the_input_size_and_the_content(tiny_model):
+    card = read_model_card(tiny_model)
+    assert (card.height_px, card.width_px, card.num_masks) == (32, 48, 3)
+    assert card == read_model_card(tiny_model)
+    assert card == read_model_card(f"file://{tiny_model}")
+
+
+def test_another_model_under_the_same_name_is_another_configuration(tiny_model, tmp_path):
+    def changed(name: str, byte: int) -> str:
+        folder = tmp_path / name
+        folder.mkdir()
+        for file in Path(tiny_model).iterdir():
+            data = bytearray(file.read_bytes())
+            if file.suffix == ".safetensors":
+                data[-1] ^= byte
+            (folder / file.name).write_bytes(data)
+        return str(folder)
+
+    config = SegmentConfig(images="in", model="model", output="out")
+    prints = [
+        fingerprint(pin(config, read_model_card(url)))
+        for url in (tiny_model, changed("same", 0), changed("other", 1))
+    ]
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_models_that_are_missing_or_wrong_are_one_sentence(tiny_model, tmp_path):
+    with pytest.raises(GwmError, match="no folder"):
+        open_segmenter(str(tmp_path / "nothing"), "cpu")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(GwmError, match=r"model=.*empty cannot be used: .*segmenter.json is missing"):
+        open_segmenter(str(tmp_path / "empty"), "cpu")
+    (tmp_path / "half").mkdir()
+    for file in Path(tiny_model).iterdir():
+        (tmp_path / "half" / file.name).write_bytes(file.read_bytes()[:200])
+    with pytest.raises(GwmError, match=r"model=.*half cannot be used"):
+        open_segmenter(str(tmp_path / "half"), "cpu")
+
+
+def test_regions_are_probabilities_and_do_not_depend_on_the_batch(tiny_model):
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (7, 3, 32, 48), np.uint8))
+    found = [
+        RegionModel(tiny_model, MergeConfig(), batch_size=size, device="cpu").regions(images)
+        for size in (3, 7)
+    ]
+    torch.testing.assert_close(found[0][0], found[1][0], atol=1e-5, rtol=0)
+    regions, features = found[0]
+    assert regions.shape[:2] == (7, 3)
+    assert features.shape[0] == 7
+    torch.testing.assert_close(regions.sum(1), torch.ones(7, *regions.shape[2:]))
+    with torch.inference_mode():
+        torch.testing.assert_close(regions[:1], load_segmenter(tiny_model)(images[:1]).softmax(1))
+
+
+def test_regions_can_be_merged_by_another_backbones_features(tiny_model):
+    backbone = BackboneConfig(name="vit_tiny_patch16_224", weights="none", blocks=(1,))
+    merge = MergeConfig(features="backbone", backbone=backbone)
+    images = torch.zeros(2, 3, 32, 48, dtype=torch.uint8)
+    _, features = RegionModel(tiny_model, merge, batch_size=2, device="cpu").regions(images)
+    assert features.shape == (2, 192, 16, 24)  # enlarged to 252 px, in patches of 16
+
+
+def test_a_merge_backbone_that_is_missing_is_one_sentence(tiny_model):
+    merge = MergeConfig(features="backbone", backbone=BackboneConfig(weights="/nowhere.safetensors"))
+    with pytest.raises(GwmError, match=r"merge.backbone cannot be used"):
+        RegionModel(tiny_model, merge, batch_size=2, device="cpu")
+
+
+def test_a_video_is_one_decision_and_images_are_many():
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.softmax(3 * torch.randn(6, 4, 10, 12, generator=generator), 1)
+    features = torch.randn(6, 5, 5, 6, generator=generator)
+    labels, object_is = decide(masks, features, is_video=True)
+    assert (labels == labels[0]).all()
+    assert (object_is == object_is[0]).all()
+    alone, _ = decide(masks, features, is_video=False)
+    assert len(alone.unique(dim=0)) > 1
+
+
+def test_convention_upsampling_is_bilinear_between_pixel_centres():
+    """The published code upsamples with align_corners False: the corner pixels of a doubled map keep their value."""
+    small = torch.tensor([[[0.0, 1.0]]])
+    assert upsample(small, 1, 4).flatten().tolist() == [0.0, 0.25, 0.75, 1.0]

@@ -1,0 +1,89 @@
+import io
+import math
+
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from pipeline.layouts import LAYOUTS, AnnotatedSequence, GroundTruth
+from pipeline.score_table import (
+    parquet_bytes,
+    protocol_means,
+    score_metrics,
+    score_summary,
+    score_table,
+    screen_table,
+)
+
+NAN = math.nan
+
+
+def truth_of(dataset="davis2016", missing=()):
+    names = ("a", "b")
+    sequences = tuple(
+        AnnotatedSequence(name=name, is_video=True, frame_names=(), frame_urls=(), annotation_urls={})
+        for name in names
+    )
+    return GroundTruth(dataset=dataset, layout=LAYOUTS[dataset], sequences=sequences, missing=missing)
+
+
+def model_rows():
+    scores = {"j_label_free": [0.2, 0.4], "j_paper": [NAN, 0.6], "j_oracle": [NAN, 0.8]}
+    second = {"j_label_free": [0.9], "j_paper": [1.0], "j_oracle": [1.0]}
+    return [
+        {"sequence": "b", "frame_index": [3], "frame": ["00003"], **second},
+        {"sequence": "a", "frame_index": [1, 2], "frame": ["00001", "00002"], **scores},
+    ]
+
+
+def test_one_row_a_frame_sorted_with_the_asked_protocol_as_j():
+    table = score_table(model_rows(), "paper")
+    names = ["sequence", "frame_index", "frame", "j", "j_label_free", "j_oracle", "j_paper"]
+    assert table.schema.names == names
+    assert table["sequence"].to_pylist() == ["a", "a", "b"]
+    assert table["frame_index"].to_pylist() == [1, 2, 3]
+    assert table["j"].to_pylist()[1:] == [0.6, 1.0]
+    assert math.isnan(table["j"].to_pylist()[0])
+    again = pq.read_table(io.BytesIO(parquet_bytes(table)))
+    assert again["j_label_free"].to_pylist() == [0.2, 0.4, 0.9]
+
+
+def test_given_masks_have_one_score():
+    rows = [{"sequence": "a", "frame_index": [1], "frame": ["1"], "j": [0.5], "num_resized": 0}]
+    assert score_table(rows, "official").schema.names == ["sequence", "frame_index", "frame", "j"]
+
+
+@pytest.mark.parametrize(("dataset", "mean"), [("davis2016", 0.6), ("segtrackv2", 0.5)])
+def test_means_leave_out_frames_outside_a_protocol(dataset, mean):
+    truth = truth_of(dataset)
+    means = protocol_means(score_table(model_rows(), "label_free"), truth, "label_free")
+    assert list(means) == ["label_free", "paper", "oracle"]
+    assert means["label_free"].j_mean == pytest.approx(mean)
+    assert means["label_free"].sequences == pytest.approx({"a": 0.3, "b": 0.9})
+    assert means["paper"].j_mean == pytest.approx(0.8)
+    assert means["paper"].num_frames == {"a": 1, "b": 1}
+
+
+def test_the_summary_says_what_was_asked_first():
+    truth = truth_of(missing=("c",))
+    means = protocol_means(score_table(model_rows(), "oracle"), truth, "oracle")
+    summary = score_summary(means, truth)
+    assert summary["protocol"] == "oracle"
+    assert summary["j_mean"] == pytest.approx(0.9)
+    assert summary["sequences"] == pytest.approx({"a": 0.8, "b": 1.0})
+    assert summary["missing_sequences"] == ["c"]
+    assert summary["frames"] == 2
+    assert set(summary["protocols"]) == {"label_free", "paper", "oracle"}
+    metrics = score_metrics(means)
+    assert metrics["j_oracle"] == pytest.approx(0.9)
+    assert metrics["j_label_free/a"] == pytest.approx(0.3)
+
+
+def test_the_screen_shows_every_sequence_and_the_mean_in_per_cent():
+    truth = truth_of()
+    means = protocol_means(score_table(model_rows(), "label_free"), truth, "label_free")
+    console = Console(width=100, file=io.StringIO(), record=True)
+    console.print(screen_table(truth, means))
+    text = console.export_text()
+    for number in ("30.0", "90.0", "60.0", "80.0"):
+        assert number in text
