@@ -5,11 +5,15 @@ The published code reads the attention keys of DINO ViT-B/8, blocks 5, 7, 9 and 
 """
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import timm
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 from gwm_model.config import BackboneConfig
@@ -92,19 +96,40 @@ class Backbone(nn.Module):
 
 def create_network(config: BackboneConfig, is_transformer: bool) -> Any:
     """The timm network with its weights. ValueError for an unknown name or weights that do not fit."""
-    shape: dict[str, object] = (
-        {"num_classes": 0, "dynamic_img_size": True}
-        if is_transformer
-        else {"features_only": True, "out_indices": config.blocks}
-    )
-    if config.weights not in ("pretrained", "none"):
-        shape["pretrained_cfg_overlay"] = {"file": str(local_weights(config.weights))}
+    shape: dict[str, Any] = {"features_only": True, "out_indices": config.blocks}
+    if is_transformer:
+        shape = {"num_classes": 0, "dynamic_img_size": True}
     try:
-        network = timm.create_model(config.name, pretrained=config.weights != "none", **shape)
+        network = timm.create_model(config.name, pretrained=config.weights == "pretrained", **shape)
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{config.weights} does not fit the backbone {config.name}: {reason}") from error
+        raise ValueError(f"timm has no backbone {config.name}: {first_line(error)}") from error
+    if config.weights not in ("pretrained", "none"):
+        load_weights(network, config, is_transformer)
     return network
+
+
+def load_weights(network: Any, config: BackboneConfig, is_transformer: bool) -> None:
+    """Loads a checkpoint in the naming of timm or of the DINO releases; no parameter may be missing in it."""
+    path = local_weights(config.weights)
+    try:
+        state = (
+            load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        )
+        for wrapper in ("model", "state_dict", "teacher"):
+            state = state.get(wrapper, state)
+        state = checkpoint_filter_fn(state, network) if is_transformer else state
+        missing = network.load_state_dict(state, strict=False).missing_keys
+    except (RuntimeError, SafetensorError, UnpicklingError, AttributeError, KeyError) as error:
+        raise ValueError(
+            f"{config.weights} does not fit the backbone {config.name}: {first_line(error)}"
+        ) from error
+    if missing:
+        raise ValueError(f"{config.weights} does not fit the backbone {config.name}: it has no {missing[0]}.")
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without the lines that follow."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def local_weights(weights: str) -> Path:

@@ -101,7 +101,7 @@ def _require_flow(dataset: Dataset, shards: Sequence[ShardEntry], gaps: Sequence
             table = pq.read_table(file, columns=columns)
         if any(any(column.to_pylist()) for column in table.columns):
             return
-    raise GwmError(f"The flow dataset {dataset.url} holds no flow: its videos have single frames only.")
+    raise GwmError(f"The flow dataset {dataset.url} holds no flow: its videos are shorter than their gaps.")
 
 
 class FrameReader:

@@ -17,7 +17,17 @@ from pipeline.errors import GwmError
 T = TypeVar("T")
 Scalar = str | int | float | bool | None
 
-NOT_PART_OF_A_RESULT = ("output", "placement", "tracking", "retry_quarantined")
+NOT_PART_OF_A_RESULT = (
+    "output",
+    "placement",
+    "tracking",
+    "retry_quarantined",
+    "cache",
+    "num_workers",
+    "checkpoint_every_steps",
+    "log_every_steps",
+    "picture_every_steps",
+)
 """Values that say where and how a job runs; changing them does not change what it computes."""
 
 

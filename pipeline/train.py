@@ -1,17 +1,15 @@
 """gwm train: flow shards -> segmenter, with DistributedDataParallel on Ray Train."""
 
-import queue
 import shutil
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from functools import partial
+from threading import Thread
 from typing import Any
 
-import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.util.queue import Queue
 
 from gwm_model.checkpoint import CONFIG_FILE
 from pipeline import storage
@@ -28,6 +26,8 @@ from pipeline.train_worker import TrainJob, configured_segmenter, train_worker
 
 MAX_FAILURES = 3
 """Times that training starts again from its last checkpoint after a worker died, before the job gives up."""
+
+SECONDS_BETWEEN_LOOKS = 0.5
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -46,12 +46,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
         fingerprint=fingerprint(config),
     )
     began = time.monotonic()
-    events: Any = Queue() if config.num_workers else queue.Queue()
+    events = ClusterMailbox() if config.num_workers else Mailbox()
     job = TrainJob(config=config, flow=flow, cache_name=cache_name(config, flow), events=events)
     history: list[dict[str, float]] = []
     try:
-        with Progress(total=config.num_steps, unit="steps") as progress, ThreadPoolExecutor(1) as pool:
-            for event in news(events, pool.submit(trainer(job).fit)):
+        with Progress(total=config.num_steps, unit="steps") as progress:
+            for event in news(events, in_background(trainer(job))):
                 if "values" in event:
                     step = int(event["values"]["step"])
                     tracker.log_metrics(event["values"], step=step)
@@ -93,15 +93,28 @@ def trainer(job: TrainJob) -> TorchTrainer:
     )
 
 
-def news(events: Any, fit: Future[Any]) -> Iterator[dict[str, Any]]:
-    """The workers' events until training has ended; raises what ended it."""
-    while True:
+def in_background(training: TorchTrainer) -> Future[None]:
+    """Starts training in a thread that an interrupted command does not wait for."""
+    ended: Future[None] = Future()
+
+    def fit() -> None:
         try:
-            yield events.get(timeout=0.5)
-        except (queue.Empty, ray.util.queue.Empty):
-            if fit.done():
-                fit.result()
-                return
+            training.fit()
+        except BaseException as error:
+            ended.set_exception(error)
+        else:
+            ended.set_result(None)
+
+    Thread(target=fit, daemon=True).start()
+    return ended
+
+
+def news(events: Mailbox | ClusterMailbox, fit: Future[None]) -> Iterator[Event]:
+    """The workers' events until training has ended; raises what ended it."""
+    while not fit.done():
+        wait([fit], timeout=SECONDS_BETWEEN_LOOKS)
+        yield from events.take()
+    fit.result()
 
 
 def cache_name(config: TrainConfig, flow: FlowDataset) -> str:

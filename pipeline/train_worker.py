@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import ray.train
@@ -22,18 +21,12 @@ from pipeline import storage
 from pipeline.batches import BatchLoader, Share
 from pipeline.config import TrainConfig
 from pipeline.errors import GwmError
+from pipeline.events import ClusterMailbox, Mailbox
 from pipeline.flow_dataset import FlowDataset
 from pipeline.placement import torch_device, torch_threads
 from pipeline.sample_cache import SampleCache, cache_folder
 from pipeline.training_pictures import training_picture
 from pipeline.training_state import TrainingState, load_state, save_state
-
-
-class Events(Protocol):
-    """The way of a worker's news to the driver: a queue."""
-
-    def put(self, item: dict[str, Any]) -> None:
-        """Sends one piece of news."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +37,7 @@ class TrainJob:
     flow: FlowDataset
     cache_name: str
     """Names the cache folder: equal for runs that see the same frames through the same backbone."""
-    events: Events
+    events: Mailbox | ClusterMailbox
 
 
 def train_worker(job: TrainJob) -> None:

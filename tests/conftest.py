@@ -31,6 +31,9 @@ START_TIMEOUT_S = 120.0
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault(
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false"
+)  # three more processes that no test needs
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,0 +1,39 @@
+"""The way of a training worker's news to the driver: a mailbox on the cluster, or in the process without one."""
+
+from typing import Any
+
+import ray
+
+Event = dict[str, Any]
+
+
+class Mailbox:
+    """Keeps events until they are taken."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+
+    def put(self, event: Event) -> None:
+        """Adds one event."""
+        self._events.append(event)
+
+    def take(self) -> list[Event]:
+        """Returns all events since the last call, oldest first."""
+        events, self._events = self._events, []
+        return events
+
+
+class ClusterMailbox:
+    """A mailbox in an actor of its own, reachable from every worker."""
+
+    def __init__(self) -> None:
+        self._actor: Any = ray.remote(num_cpus=0)(Mailbox).remote()
+
+    def put(self, event: Event) -> None:
+        """Adds one event."""
+        ray.get(self._actor.put.remote(event))
+
+    def take(self) -> list[Event]:
+        """Returns all events since the last call, oldest first."""
+        events: list[Event] = ray.get(self._actor.take.remote())
+        return events
