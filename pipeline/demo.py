@@ -13,7 +13,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.config import EvaluateConfig, PrepareConfig, SegmentConfig, TrainConfig
 from pipeline.demo_networks import DemoNetworks, find_networks
-from pipeline.demo_samples import read_samples, read_scores
+from pipeline.demo_samples import read_samples, read_scores, strip
 from pipeline.errors import GwmError
 from pipeline.evaluate import evaluate
 from pipeline.load_config import load_config
@@ -27,6 +27,8 @@ from pipeline.train import train
 
 NUM_SCENES = 8
 MAX_TRAINING_CPUS = 8
+RATES = {"rows": "frames", "steps": "steps", "images": "frames"}
+"""What the report says of a summary's rates, in its words."""
 
 Summaries = Mapping[str, Mapping[str, Any]]
 """The summary of each command that ran."""
@@ -35,7 +37,7 @@ Below = Callable[[str], str]
 
 
 def demo(output: str, videos: str | None = None) -> dict[str, Any]:
-    """Runs everything below `output` and writes report.html there; returns a summary. A rerun continues.
+    """Runs everything below `output` and writes report.html and report.jpg there; returns a summary. A rerun continues.
 
     The rendered scenes' truth is known, and the summary has their J as `j_mean`; `videos` have none.
     """
@@ -51,6 +53,7 @@ def demo(output: str, videos: str | None = None) -> dict[str, Any]:
     summaries = run_commands(networks, videos, below)
     report = make_report(networks, videos, summaries, below, time.monotonic() - began)
     write_report(below("report.html"), report)
+    storage.write_bytes(below("report.jpg"), strip(report.samples))
     summary = demo_summary(networks, summaries, below, time.monotonic() - began)
     say(f"Report: {below('report.html')}")
     return summary
@@ -171,12 +174,13 @@ def facts(networks: DemoNetworks, videos: str | None, seconds: float) -> dict[st
 def stage_time(command: str, summary: Mapping[str, Any]) -> StageTime:
     """One command's row in the table of times."""
     units = ", ".join(f"{number} {outcome}" for outcome, number in summary["units"].items() if number)
-    rates = [f"{value:,.2f} {name.removesuffix('_per_s')}/s" for name, value in summary["rates"].items()]
+    rates = summary["rates"]
+    shown = [(name, rates[f"{name}_per_s"]) for name in RATES if rates.get(f"{name}_per_s")]
     return StageTime(
         command=f"gwm {command}",
         units=units,
         seconds=float(summary["seconds"].get("total", 0.0)),
-        rate=", ".join(rates),
+        rate=", ".join(f"{value:,.1f} {RATES[name]} a second" for name, value in shown),
     )
 
 

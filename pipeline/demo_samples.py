@@ -13,13 +13,24 @@ from pipeline import storage
 from pipeline.dataset import Dataset
 from pipeline.manifest import ShardEntry
 from pipeline.masks import MaskRow, decode_mask, mask_rows
-from pipeline.pictures import colour_flow, colour_regions, mask_picture, overlay
+from pipeline.pictures import (
+    colour_flow,
+    colour_regions,
+    encode_jpeg,
+    mask_picture,
+    overlay,
+    resize,
+    side_by_side,
+    stacked,
+)
 from pipeline.records import decode_flow, decode_image, flow_column, has_flow_column
 from pipeline.report import Picture, Sample
 
 MAX_VIDEOS = 12
 PLACES = (0.3, 0.7)
 """Where in a video its frames are taken, as fractions of its length."""
+STRIP_ROWS = 5
+STRIP_HEIGHT_PX = 120
 GAP = 1
 """The flow that is shown: to the next frame."""
 
@@ -47,6 +58,19 @@ def read_samples(flow: str, masks: str, truth: str | None, scores: Scores) -> li
             score = scores.get((sequence, index))
             samples.append(Sample(sequence=sequence, frame_index=index, j=score, pictures=pictures))
     return samples
+
+
+def strip(samples: Sequence[Sample]) -> bytes:
+    """A JPEG of a few samples, one of each sequence, in rows of the report's pictures."""
+    first = {sample.sequence: sample for sample in samples}
+    shown = [list(sample.pictures.values()) for sample in first.values()]
+    complete = [[p for p in row if p is not None] for row in shown if None not in row][:STRIP_ROWS]
+    if not complete:
+        return b""
+    rows = [side_by_side([resize(picture, height_px=STRIP_HEIGHT_PX) for picture in row]) for row in complete]
+    width = max(row.shape[1] for row in rows)
+    padded = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
+    return encode_jpeg(stacked(padded))
 
 
 def read_scores(evaluation: str) -> dict[tuple[str, int], float]:

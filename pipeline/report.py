@@ -185,7 +185,7 @@ section{margin-top:48px}
 .score{text-align:right;flex:none}
 .score b{display:block;font-size:52px;line-height:1;color:var(--accent);font-variant-numeric:tabular-nums}
 .score span{color:var(--soft);font-size:13px}
-.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(250px,1fr));gap:1px;margin:28px 0 0;
+.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(300px,1fr));gap:1px;margin:28px 0 0;
 background:var(--line);border:1px solid var(--line);border-radius:10px;overflow:hidden}
 .facts div{background:var(--card);padding:12px 16px}
 dt{color:var(--soft);font-size:13px}dd{margin:0;font-size:15px;overflow-wrap:anywhere}
