@@ -20,9 +20,10 @@ PARAMS_IN_BATCH = 100
 # A request is short and hardly repeated: the sender thread repeats, and counts what is lost. Nothing but the
 # run's own data leaves the machine.
 CLIENT_SETTINGS = {
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
 
@@ -57,8 +58,8 @@ def import_mlflow() -> Any:
         os.environ.setdefault(name, value)
     import mlflow
 
-    for logger in ("mlflow", "alembic"):
-        logging.getLogger(logger).setLevel(logging.WARNING)
+    for logger in ("mlflow", "alembic", "urllib3"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
     return mlflow
 
 
