@@ -1,0 +1,255 @@
+"""The four commands on real S3 and MLflow servers, and the same once more on the local disk."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import mlflow
+import pytest
+from mlflow.entities import Run
+
+from pipeline import storage
+from pipeline.config import EvaluateConfig, PrepareConfig, SegmentConfig, TrainConfig
+from pipeline.load_config import load_config
+from pipeline.scenes import render_scene, write_davis_layout, write_video
+
+CONFIGS = {
+    "prepare": PrepareConfig,
+    "train": TrainConfig,
+    "segment": SegmentConfig,
+    "evaluate": EvaluateConfig,
+}
+SEQUENCES = ("blackswan", "camel")
+NUM_FRAMES = 10
+EXPERIMENT = "end-to-end"
+
+PREPARE = ("estimate_flow.estimator=dis", "decode.clip_frames=6")
+TRAIN = (
+    "segmenter.architecture=unet",
+    "segmenter.num_masks=3",
+    "segmenter.height_px=48",
+    "segmenter.width_px=80",
+    "segmenter.hidden_channels=8",
+    "num_steps=4",
+    "batch_size=2",
+    "log_every_steps=2",
+    "checkpoint_every_steps=2",
+    "picture_every_steps=4",
+)
+SEGMENT = ("chunk_images=8", "batch_size=4")
+
+
+def run(command: str, *words: str) -> dict[str, Any]:
+    """One command through its page, as the command line calls it; returns the summary."""
+    page: Callable[[Any], dict[str, Any]] = getattr(import_module(f"pipeline.{command}"), command)
+    return page(load_config(CONFIGS[command], None, words))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where one run of the four commands reads and writes."""
+
+    root: str
+    summaries: dict[str, dict[str, Any]]
+
+    def files(self, folder: str) -> dict[str, bytes]:
+        """Every file below a folder of the place, by its path."""
+        url = storage.join(self.root, folder)
+        return {storage.relative(file, url): storage.read_bytes(file) for file in storage.list_files(url)}
+
+
+def run_all(root: str, model: str, *tracking: str) -> Place:
+    """Prepares, trains, segments with `model` and scores below `root`."""
+    at = {name: storage.join(root, name) for name in ("videos", "flow", "model", "masks", "scores", "davis")}
+    summaries = {
+        "prepare": run("prepare", f"videos={at['videos']}", f"output={at['flow']}", *PREPARE, *tracking),
+        "train": run("train", f"flow={at['flow']}", f"output={at['model']}", *TRAIN, *tracking),
+    }
+    images = storage.join(at["davis"], "JPEGImages/480p")
+    words = (f"images={images}", f"model={model}", f"output={at['masks']}")
+    summaries["segment"] = run("segment", *words, *SEGMENT, *tracking)
+    words = ("dataset=davis2016", f"data={at['davis']}", f"masks={at['masks']}", f"output={at['scores']}")
+    summaries["evaluate"] = run("evaluate", *words, "protocol=official", *tracking)
+    return Place(root=root, summaries=summaries)
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two rendered scenes: as videos to learn from, and in the folders of DAVIS to segment and score."""
+    root = tmp_path_factory.mktemp("material")
+    scenes = {
+        name: render_scene(seed, num_frames=NUM_FRAMES, height_px=64, width_px=112)
+        for seed, name in enumerate(SEQUENCES)
+    }
+    (root / "videos").mkdir()
+    for name, scene in scenes.items():
+        write_video(root / "videos" / f"{name}.mp4", scene.frames)
+    write_davis_layout(root / "davis", scenes)
+    return root
+
+
+@pytest.fixture(scope="module")
+def in_bucket(material: Path, make_bucket: Callable[[], Any], ray_local: None, mlflow_server: str) -> Place:
+    """The four commands on the S3 server."""
+    root = storage.join(make_bucket().url, "project")
+    fsspec.filesystem("s3").put(f"{material}/", f"{root}/", recursive=True)
+    tracking = (f"tracking.uri={mlflow_server}", f"tracking.experiment={EXPERIMENT}")
+    return run_all(root, storage.join(root, "model"), *tracking)
+
+
+@pytest.fixture(scope="module")
+def on_disk(material: Path, in_bucket: Place, ray_local: None) -> Place:
+    """The same on the local disk; the images are segmented by the model of the bucket."""
+    return run_all(str(material), storage.join(in_bucket.root, "model"))
+
+
+def test_every_command_does_all_its_units(in_bucket: Place) -> None:
+    for command, summary in in_bucket.summaries.items():
+        assert summary["units"]["done"] > 0, command
+        assert summary["units"]["quarantined"] == 0, command
+    assert in_bucket.summaries["prepare"]["units"]["done"] == 4  # two clips of each video
+    assert in_bucket.summaries["prepare"]["rows"] == len(SEQUENCES) * NUM_FRAMES
+
+
+def test_summaries_lie_beside_the_results(in_bucket: Place) -> None:
+    for command, folder in (
+        ("prepare", "flow"),
+        ("train", "model"),
+        ("segment", "masks"),
+        ("evaluate", "scores"),
+    ):
+        stored = json.loads(storage.read_bytes(storage.join(in_bucket.root, folder, "summary.json")))
+        assert stored["command"] == command
+        assert stored["fingerprint"] == in_bucket.summaries[command]["fingerprint"]
+
+
+def test_flow_shards_are_the_same_bytes_in_a_bucket_and_on_disk(in_bucket: Place, on_disk: Place) -> None:
+    assert in_bucket.files("flow/shards")
+    assert in_bucket.files("flow/shards") == on_disk.files("flow/shards")
+
+
+def test_mask_shards_of_one_model_are_the_same_bytes(in_bucket: Place, on_disk: Place) -> None:
+    assert in_bucket.files("masks/shards")
+    assert in_bucket.files("masks/shards") == on_disk.files("masks/shards")
+
+
+@pytest.mark.parametrize("dataset", ["flow", "masks"])
+def test_manifests_are_the_same_bytes(dataset: str, in_bucket: Place, on_disk: Place) -> None:
+    name = f"{dataset}/manifest.parquet"
+    bytes_in_bucket = storage.read_bytes(storage.join(in_bucket.root, name))
+    assert bytes_in_bucket == storage.read_bytes(storage.join(on_disk.root, name))
+
+
+@pytest.mark.parametrize("dataset", ["flow", "masks"])
+def test_descriptions_differ_in_nothing_but_places(dataset: str, in_bucket: Place, on_disk: Place) -> None:
+    descriptions = [
+        json.loads(storage.read_bytes(storage.join(place.root, dataset, "dataset.json")).decode())
+        for place in (in_bucket, on_disk)
+    ]
+    for description in descriptions:
+        del description["fingerprint"]
+        for place in ("videos", "images", "model"):
+            description["config"].pop(place, None)
+    assert descriptions[0] == descriptions[1]
+
+
+def test_training_on_the_same_shards_gives_the_same_segmenter(in_bucket: Place, on_disk: Place) -> None:
+    for name in ("segmenter.json", "segmenter.safetensors"):
+        in_bucket_bytes = storage.read_bytes(storage.join(in_bucket.root, "model", name))
+        assert in_bucket_bytes == storage.read_bytes(storage.join(on_disk.root, "model", name))
+
+
+def test_scores_are_equal_and_fractions(in_bucket: Place, on_disk: Place) -> None:
+    summary = in_bucket.summaries["evaluate"]
+    assert set(summary["sequences"]) == set(SEQUENCES)
+    assert 0 <= summary["j_mean"] <= 1
+    assert summary["sequences"] == on_disk.summaries["evaluate"]["sequences"]
+
+
+def test_a_second_run_finds_everything_done(in_bucket: Place) -> None:
+    before = in_bucket.files("flow/shards")
+    words = (f"videos={in_bucket.root}/videos", f"output={in_bucket.root}/flow")
+    summary = run("prepare", *words, *PREPARE)
+    assert summary["units"] == {"done": 0, "skipped": 4, "quarantined": 0}
+    assert in_bucket.files("flow/shards") == before
+
+
+def tracked_runs(server: str) -> Iterator[Run]:
+    client = mlflow.MlflowClient(server)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    yield from client.search_runs([experiment.experiment_id])
+
+
+def test_each_command_is_one_finished_run_on_the_tracking_server(
+    in_bucket: Place, mlflow_server: str
+) -> None:
+    runs = {run.info.run_name.split()[0]: run for run in tracked_runs(mlflow_server)}
+    assert len(list(tracked_runs(mlflow_server))) == len(runs) == 4
+    assert set(runs) == set(CONFIGS)
+    for command, tracked in runs.items():
+        assert tracked.info.status == "FINISHED", command
+        assert tracked.data.params, command
+        assert tracked.data.metrics, command
+    assert runs["prepare"].data.params["estimate_flow.estimator"] == "dis"
+    assert runs["train"].data.params["segmenter.num_masks"] == "3"
+    assert "loss" in runs["train"].data.metrics
+
+
+# Errors that a user can act on, through the real command line
+
+
+NO_CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": None,
+    "AWS_SECRET_ACCESS_KEY": None,
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+
+def gwm(*words: str, environment: dict[str, str | None]) -> subprocess.CompletedProcess[str]:
+    """The command line in its own process, with some environment variables changed or (None) removed."""
+    changed = {name: value for name, value in {**os.environ, **environment}.items() if value is not None}
+    command = [sys.executable, "-m", "pipeline", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=changed, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("bucket", "environment", "words"),
+    [
+        ("no-such-bucket", {}, ("no-such-bucket",)),
+        (None, NO_CREDENTIALS, ("credentials",)),
+        (None, {"AWS_SECRET_ACCESS_KEY": "wrong-secret"}, ("denied",)),
+        (None, {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, ("127.0.0.1:1",)),
+    ],
+    ids=["no such bucket", "no credentials", "wrong secret", "no server"],
+)
+@pytest.mark.parametrize("as_output", [False, True], ids=["input", "output"])
+def test_storage_errors_are_one_sentence(
+    bucket: str | None,
+    environment: dict[str, str | None],
+    words: tuple[str, ...],
+    as_output: bool,
+    s3: Any,
+    material: Path,
+    tmp_path: Path,
+) -> None:
+    url = f"s3://{bucket or s3.name}/project"
+    videos, output = (str(material / "videos"), url) if as_output else (url, str(tmp_path / "flow"))
+    done = gwm("prepare", f"videos={videos}", f"output={output}", *PREPARE, environment=environment)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    for word in words:
+        assert word in lines[0]
+    for secret in ("wrong-secret", os.environ["AWS_SECRET_ACCESS_KEY"]):
+        assert secret not in done.stdout + done.stderr
