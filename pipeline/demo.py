@@ -53,7 +53,8 @@ def demo(output: str, videos: str | None = None) -> dict[str, Any]:
     summaries = run_commands(networks, videos, below)
     report = make_report(networks, videos, summaries, below, time.monotonic() - began)
     write_report(below("report.html"), report)
-    storage.write_bytes(below("report.jpg"), strip(report.samples))
+    if report.samples:
+        storage.write_bytes(below("report.jpg"), strip(report.samples))
     summary = demo_summary(networks, summaries, below, time.monotonic() - began)
     say(f"Report: {below('report.html')}")
     return summary

@@ -61,12 +61,11 @@ def read_samples(flow: str, masks: str, truth: str | None, scores: Scores) -> li
 
 
 def strip(samples: Sequence[Sample]) -> bytes:
-    """A JPEG of a few samples, one of each sequence, in rows of the report's pictures."""
+    """A JPEG of some of the samples, one of each sequence, in rows of the report's pictures."""
     first = {sample.sequence: sample for sample in samples}
-    shown = [list(sample.pictures.values()) for sample in first.values()]
-    complete = [[p for p in row if p is not None] for row in shown if None not in row][:STRIP_ROWS]
-    if not complete:
-        return b""
+    found = [[p for p in sample.pictures.values() if p is not None] for sample in first.values()]
+    most = max(map(len, found))
+    complete = [pictures for pictures in found if len(pictures) == most][:STRIP_ROWS]
     rows = [side_by_side([resize(picture, height_px=STRIP_HEIGHT_PX) for picture in row]) for row in complete]
     width = max(row.shape[1] for row in rows)
     padded = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
