@@ -12,7 +12,7 @@ from pipeline.dataset import Dataset
 from pipeline.inputs import Source, find_videos
 from pipeline.load_config import NOT_PART_OF_A_RESULT, fingerprint
 from pipeline.placement import actor_pool, start_ray, tasks, torch_device, torch_threads, unwrap
-from pipeline.progress import Progress
+from pipeline.progress import Progress, say
 from pipeline.records import FLOW_SCHEMA_VERSION
 from pipeline.stages.decode_clip import decode_clip
 from pipeline.stages.estimate_flow import EstimateFlow, load_estimator
@@ -38,6 +38,8 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         with Progress(unit="clips") as progress:
             for row in flow_shards(videos, config, dataset).iter_rows():
                 totals.add(row)
+                if row["reason"]:
+                    say(f"{row['source']}: {row['reason']}")
                 progress.advance(row["num_units"], **totals.metrics())
                 tracker.log_metrics(totals.metrics(), step=totals.units.total())
         manifest = dataset.write_manifest(totals.entries)
@@ -60,20 +62,17 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
 
 def flow_shards(videos: list[Source], config: PrepareConfig, dataset: Dataset) -> ray.data.Dataset:
     """Videos -> clips -> frames -> flow -> shards; after plan_clips one row is one clip until it is written."""
-    at, names = config.placement, fingerprint(config, exclude=(*NOT_PART_OF_A_RESULT, "videos"))
+    at, flow = config.placement, config.placement.estimate_flow
+    names = fingerprint(config, exclude=(*NOT_PART_OF_A_RESULT, "videos"))
     plan = partial(plan_clips, config=config, dataset=dataset, fingerprint=names)
     write = partial(write_flow_shard, config=config, dataset=dataset)
-    pool, num_threads = actor_pool(at.estimate_flow), torch_threads(at.estimate_flow)
-    network = {"config": config, "device": torch_device(at.estimate_flow), "num_threads": num_threads}
+    network = {"config": config, "device": torch_device(flow), "num_threads": torch_threads(flow)}
     return (
         ray.data.from_items([asdict(video) for video in videos])  # one row a video
-        # 1:N, reads packets; without the next line one task would decode all clips of a video in turn
-        .flat_map(plan, **tasks(at.plan_clips))
-        .repartition(target_num_rows_per_block=1)
-        # 1:1, bound by the codec
-        .map(partial(decode_clip, config=config), **tasks(at.decode_clip))
+        .flat_map(plan, **tasks(at.plan_clips))  # 1:N, reads packets
+        .repartition(target_num_rows_per_block=1)  # or one task would decode all clips of a video in turn
+        .map(partial(decode_clip, config=config), **tasks(at.decode_clip))  # 1:1, bound by the codec
         # 1:1, bound by the network, which every worker of the pool holds
-        .map(EstimateFlow, fn_constructor_kwargs=network, **pool)  # type: ignore[arg-type]
-        # 1:1, bound by storage; leaves one summary row a clip
-        .map(write, **tasks(at.write_flow_shard))
+        .map(EstimateFlow, fn_constructor_kwargs=network, **actor_pool(flow))  # type: ignore[arg-type]
+        .map(write, **tasks(at.write_flow_shard))  # 1:1, bound by storage; leaves one summary row a clip
     )

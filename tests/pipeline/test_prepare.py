@@ -37,7 +37,9 @@ def test_videos_of_all_kinds_become_shards_and_bad_ones_go_to_quarantine(
     assert {"plan_clips", "decode_clip", "estimate_flow", "write_flow_shard", "total"} <= set(
         summary["seconds"]
     )
-    assert f"gwm train --config conf/train.yaml flow={config.output}" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert f"gwm train --config conf/train.yaml flow={config.output}" in printed.out
+    assert "single.mp4 has 1 frame" in printed.err
     dataset = Dataset.read(config.output, kind="flow")
     entries = {(entry.source, entry.num_rows) for entry in dataset.manifest()}
     assert entries == {("wide.mp4", 8), ("wide.mp4", 4), ("a/turned.mp4", 8), ("a/turned.mp4", 2), ("seq", 5)}

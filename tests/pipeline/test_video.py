@@ -4,6 +4,7 @@ from pathlib import Path
 
 import av
 import cv2
+import fsspec
 import numpy as np
 import pytest
 from av.video.reformatter import Interpolation
@@ -232,6 +233,18 @@ def test_a_storage_error_while_reading_passes_through_the_decoder(monkeypatch, m
     monkeypatch.setattr("pipeline.storage.open_read", lambda url: Broken())
     with pytest.raises(GwmError, match="stopped answering"):
         probe(source_of(path))
+
+
+def test_a_video_in_a_bucket_is_read_in_ranges(make_video):
+    path = make_video()
+    fsspec.filesystem("memory").pipe_file("/bucket/video.mp4", path.read_bytes())
+    remote = Source(url="memory://bucket/video.mp4", name="video.mp4", kind="video", size_bytes=1)
+    index = probe(remote)
+    assert np.array_equal(index.pts, probe(source_of(path)).pts)
+    size = {"height_px": 48, "width_px": 64, "timed": True, "timeout_s": 60.0}
+    wanted, start = index.pts[14:20].tolist(), int(index.keyframe_pts[1])
+    frames = decode_frames(remote.url, wanted, seek_pts=start, **size)
+    assert np.array_equal(frames, decode_frames(str(path), wanted, seek_pts=start, **size))
 
 
 def test_timeout(make_video):
