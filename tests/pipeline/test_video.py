@@ -92,6 +92,35 @@ def test_frames_are_counted_where_the_container_has_no_times(make_video):
     assert index.pts_s == pytest.approx(np.arange(30) / 25)
 
 
+def test_frames_that_a_vp8_stream_hides_are_no_frames(make_video):
+    path = make_video("hidden.webm", codec="libvpx", keyframe_every=30)
+    with av.open(str(path)) as container:
+        packet = bytes([p for p in container.demux(video=0) if p.size][7])
+    hidden = bytes([packet[0] & ~0x10]) + packet[1:]  # clears the bit show_frame
+    path.write_bytes(path.read_bytes().replace(packet, hidden))
+    index = probe(source_of(path))
+    expected = sequential(path)
+    assert len(index.pts) == len(expected) == 29
+    assert np.array_equal(by_clips(path, index, 5, 48, 64), expected)
+
+
+def test_frames_that_an_edit_list_hides_are_no_frames(make_video, tmp_path):
+    source, path = make_video(), tmp_path / "videos" / "edited.mp4"
+    hidden = 5
+    options = {"use_editlist": "1", "avoid_negative_ts": "disabled"}
+    with av.open(str(source)) as original, av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream_from_template(original.streams.video[0])
+        ticks = round(1 / 25 / original.streams.video[0].time_base)
+        for packet in original.demux(video=0):
+            if packet.size:
+                packet.pts, packet.dts = packet.pts - hidden * ticks, packet.dts - hidden * ticks
+                packet.stream = stream
+                container.mux(packet)
+    index = probe(source_of(path))
+    assert index.pts_s[:3] == pytest.approx([0, 0.04, 0.08])
+    assert np.array_equal(by_clips(path, index, 6, 48, 64), sequential(source)[hidden:])
+
+
 @pytest.mark.parametrize("rotation_deg", [90, -90, 180])
 def test_rotation_puts_the_picture_upright(make_video, rotation_deg):
     path = make_video("turned.mp4", rotation_deg=rotation_deg)
