@@ -12,7 +12,6 @@ from typing import Literal
 import cv2
 import numpy as np
 import pyarrow.parquet as pq
-from fsspec.utils import glob_translate
 
 from pipeline import storage
 from pipeline.errors import GwmError
@@ -191,7 +190,7 @@ def _image_size(url: str) -> tuple[int, ...]:
 
 def _matching(root: str, pattern: str) -> Iterator[tuple[str, int]]:
     """Files below `root` that match the pattern, or lie in a folder that does."""
-    matches = re.compile(glob_translate(pattern)).match
+    matches = storage.glob_matcher(pattern)
     for url, num_bytes in storage.list_file_sizes(root):
         parts = storage.relative(url, root).split("/")
         if any(matches("/".join(parts[:count])) for count in range(1, len(parts) + 1)):

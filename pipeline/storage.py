@@ -7,15 +7,17 @@ region and endpoint come from the environment (`AWS_ENDPOINT_URL`, `AWS_PROFILE`
 import contextlib
 import errno
 import os
+import re
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import fsspec
 import pyarrow.fs
 from fsspec.core import split_protocol
+from fsspec.utils import glob_translate
 
 from pipeline.errors import GwmError
 from pipeline.storage_errors import explained, without_secrets
@@ -128,6 +130,11 @@ def list_folder(url: str) -> list[str]:
     return sorted(
         prefix + entry["name"] for entry in entries if entry["type"] == "file" and entry["name"] != path
     )
+
+
+def glob_matcher(pattern: str) -> Callable[[str], object]:
+    """Whether a path below some folder matches a pattern with `*`, `?`, `[...]` and `**`."""
+    return re.compile(glob_translate(pattern)).fullmatch
 
 
 def read_bytes(url: str) -> bytes:
