@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 import gwm_model
 from pipeline.config import EvaluateConfig, PrepareConfig, SegmentConfig, TrainConfig
-from pipeline.load_config import load_config
+from pipeline.load_config import config_yaml, load_config
 
 PROJECT = Path(__file__).parents[1]
 SOURCES = sorted([*(PROJECT / "gwm_model").rglob("*.py"), *(PROJECT / "pipeline").rglob("*.py")])
@@ -117,7 +118,9 @@ CONFIGURATIONS = sorted((PROJECT / "conf").rglob("*.yaml"))
 def test_every_configuration_file_loads(path: Path) -> None:
     command = path.stem.partition("_")[0]
     assert command in COMMANDS, "a configuration file is named after its command"
-    load_config(COMMANDS[command], str(path), [f"{key}=given" for key in REQUIRED[command]])
+    resolved = OmegaConf.create(config_yaml(COMMANDS[command], str(path), []))
+    unset = sorted(OmegaConf.missing_keys(resolved))
+    load_config(COMMANDS[command], str(path), [f"{key}=images" for key in unset])
 
 
 @pytest.mark.parametrize("command", COMMANDS)
