@@ -7,8 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import files
+from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
+
+import ray
 
 from pipeline import storage
 from pipeline.config import EvaluateConfig, PrepareConfig, SegmentConfig, TrainConfig
@@ -17,6 +20,7 @@ from pipeline.demo_samples import read_samples, read_scores, strip
 from pipeline.errors import GwmError
 from pipeline.evaluate import evaluate
 from pipeline.load_config import load_config
+from pipeline.placement import start_ray
 from pipeline.prepare import prepare
 from pipeline.progress import say
 from pipeline.report import Report, StageTime, write_report
@@ -27,6 +31,7 @@ from pipeline.train import train
 
 NUM_SCENES = 8
 MAX_TRAINING_CPUS = 8
+UNITS = {"prepare": "clips", "train": "models", "segment": "chunks", "evaluate": "sequences"}
 RATES = {"rows": "frames", "steps": "steps", "images": "frames"}
 """What the report says of a summary's rates, in its words."""
 
@@ -63,32 +68,40 @@ def demo(output: str, videos: str | None = None) -> dict[str, Any]:
 def run_commands(networks: DemoNetworks, videos: str | None, below: Below) -> dict[str, dict[str, Any]]:
     """prepare, train, segment and, where there is a truth, evaluate; each skips what an earlier run did."""
     source = storage.absolute(videos) if videos else below("videos")
-    flow, model, masks = f"flow={below('flow')}", f"model={below('model')}", f"masks={below('masks')}"
-    raft, backbone = networks.estimator != "dis", networks.backbone_weights is not None
-    estimator = [
-        f"estimate_flow.estimator={networks.estimator}",
-        f"estimate_flow.weights={networks.estimator_weights}",
-    ]
-    weights = [f"segmenter.backbone.weights={networks.backbone_weights}"] if backbone else []
-    cpus = f"placement.train_worker.num_cpus={min(os.cpu_count() or 1, MAX_TRAINING_CPUS)}"
-    prepare_file, train_file = (
-        "prepare_raft.yaml" if raft else "prepare.yaml",
-        "train_backbone.yaml" if backbone else "train.yaml",
-    )
-    prepare_words = [f"videos={source}", f"output={below('flow')}", *(estimator if raft else [])]
-    train_words = [flow, f"output={below('model')}", cpus, *weights]
-    segment_words = [f"images={source}", model, f"output={below('masks')}"]
+    flow, model, masks = below("flow"), below("model"), below("masks")
+    start_ray(None)
     say("1. gwm prepare: videos -> frames with optical flow")
-    summaries = {"prepare": prepare(load_config(PrepareConfig, conf_file(prepare_file), prepare_words))}
+    summaries = {"prepare": prepare(prepare_config(networks, [f"videos={source}", f"output={flow}"]))}
     say("2. gwm train: flow -> segmenter")
-    summaries["train"] = train(load_config(TrainConfig, conf_file(train_file), train_words))
+    summaries["train"] = train(train_config(networks, [f"flow={flow}", f"output={model}"]))
     say("3. gwm segment: videos -> masks")
-    summaries["segment"] = segment(load_config(SegmentConfig, conf_file("segment.yaml"), segment_words))
+    words = [f"images={source}", f"model={model}", f"output={masks}"]
+    summaries["segment"] = segment(load_config(SegmentConfig, conf_file("segment.yaml"), words))
     if videos is None:
-        words = [f"data={below('truth')}", masks, f"output={below('scores')}"]
         say("4. gwm evaluate: masks and truth -> J")
+        words = [f"data={below('truth')}", f"masks={masks}", f"output={below('scores')}"]
         summaries["evaluate"] = evaluate(load_config(EvaluateConfig, conf_file("evaluate.yaml"), words))
     return summaries
+
+
+def prepare_config(networks: DemoNetworks, words: list[str]) -> PrepareConfig:
+    """The values of prepare, with the flow estimator that was found."""
+    if networks.estimator == "dis":
+        return load_config(PrepareConfig, conf_file("prepare.yaml"), words)
+    found = {"estimator": networks.estimator, "weights": networks.estimator_weights}
+    words = words + [f"estimate_flow.{key}={value}" for key, value in found.items()]
+    return load_config(PrepareConfig, conf_file("prepare_raft.yaml"), words)
+
+
+def train_config(networks: DemoNetworks, words: list[str]) -> TrainConfig:
+    """The values of train, with the backbone that was found, if any, and all CPUs up to a few."""
+    cluster: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    num_cpus = min(int(cluster["CPU"]), MAX_TRAINING_CPUS)
+    words = [*words, f"placement.train_worker.num_cpus={num_cpus}"]
+    if networks.backbone_weights is None:
+        return load_config(TrainConfig, conf_file("train.yaml"), words)
+    words = [*words, f"segmenter.backbone.weights={networks.backbone_weights}"]
+    return load_config(TrainConfig, conf_file("train_backbone.yaml"), words)
 
 
 def conf_file(name: str) -> str:
@@ -158,15 +171,13 @@ def make_report(
 
 def facts(networks: DemoNetworks, videos: str | None, seconds: float) -> dict[str, str]:
     """What ran, for the head of the report."""
-    import ray
-    import torch
-
+    versions = [f"{name} {installed_version(name)}" for name in ("torch", "ray")]
     return {
         "videos": videos
         or f"{NUM_SCENES} rendered scenes: textured objects over a moving textured background",
         "optical flow": f"{networks.estimator}: {networks.estimator_reason}",
         "segmenter": f"{segmenter_name(networks)}: {networks.backbone_reason}",
-        "versions": f"gwm {version()}, torch {torch.__version__}, ray {ray.__version__}",
+        "versions": ", ".join([f"gwm {version()}", *versions]),
         "machine": f"{os.cpu_count()} CPUs, local Ray, local files, MLflow in sqlite",
         "time": f"{seconds:.0f} s in all",
     }
@@ -174,12 +185,12 @@ def facts(networks: DemoNetworks, videos: str | None, seconds: float) -> dict[st
 
 def stage_time(command: str, summary: Mapping[str, Any]) -> StageTime:
     """One command's row in the table of times."""
-    units = ", ".join(f"{number} {outcome}" for outcome, number in summary["units"].items() if number)
+    outcomes = ", ".join(f"{number} {outcome}" for outcome, number in summary["units"].items() if number)
     rates = summary["rates"]
     shown = [(name, rates[f"{name}_per_s"]) for name in RATES if rates.get(f"{name}_per_s")]
     return StageTime(
         command=f"gwm {command}",
-        units=units,
+        units=f"{UNITS[command]}: {outcomes}",
         seconds=float(summary["seconds"].get("total", 0.0)),
         rate=", ".join(f"{value:,.1f} {RATES[name]} a second" for name, value in shown),
     )
