@@ -15,7 +15,7 @@ from pipeline.placement import actor_pool, start_ray, tasks, torch_device, torch
 from pipeline.progress import Progress, say
 from pipeline.records import FLOW_SCHEMA_VERSION
 from pipeline.stages.decode_clip import decode_clip
-from pipeline.stages.estimate_flow import EstimateFlow, load_estimator
+from pipeline.stages.estimate_flow import EstimateFlow, load_estimator, with_absolute_weights
 from pipeline.stages.plan_clips import plan_clips
 from pipeline.stages.write_flow_shard import write_flow_shard
 from pipeline.summary import show_summary, write_summary
@@ -66,7 +66,8 @@ def flow_shards(videos: list[Source], config: PrepareConfig, dataset: Dataset) -
     names = fingerprint(config, exclude=(*NOT_PART_OF_A_RESULT, "videos"))
     plan = partial(plan_clips, config=config, dataset=dataset, fingerprint=names)
     write = partial(write_flow_shard, config=config, dataset=dataset)
-    network = {"config": config, "device": torch_device(flow), "num_threads": torch_threads(flow)}
+    worker = {"device": torch_device(flow), "num_threads": torch_threads(flow)}
+    network = {"config": with_absolute_weights(config), **worker}
     return (
         ray.data.from_items([asdict(video) for video in videos])  # one row a video
         .flat_map(plan, **tasks(at.plan_clips))  # 1:N, reads packets

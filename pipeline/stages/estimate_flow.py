@@ -2,6 +2,8 @@
 
 import time
 from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -32,6 +34,14 @@ def load_estimator(config: EstimateFlowConfig, device: str) -> FlowEstimator:
             )
     except (ValueError, OSError) as error:
         raise GwmError(f"estimate_flow.weights: {error}") from error
+
+
+def with_absolute_weights(config: PrepareConfig) -> PrepareConfig:
+    """Return the configuration with a local path to weights made absolute: workers have folders of their own."""
+    if not Path(config.estimate_flow.weights).exists():
+        return config
+    weights = storage.absolute(config.estimate_flow.weights)
+    return replace(config, estimate_flow=replace(config.estimate_flow, weights=weights))
 
 
 class EstimateFlow:

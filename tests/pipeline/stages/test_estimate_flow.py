@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,13 @@ from pipeline.config import EstimateFlowConfig, StoreConfig
 from pipeline.errors import GwmError
 from pipeline.records import decode_flow
 from pipeline.stages.decode_clip import decode_clip
-from pipeline.stages.estimate_flow import EstimateFlow, load_estimator, resize_flow, stored_flow
+from pipeline.stages.estimate_flow import (
+    EstimateFlow,
+    load_estimator,
+    resize_flow,
+    stored_flow,
+    with_absolute_weights,
+)
 
 
 def decoded(stages, config):
@@ -129,6 +136,20 @@ def test_weights_that_do_not_fit_are_refused_with_one_sentence(tmp_path, content
 def test_missing_weights_are_refused_with_one_sentence(tmp_path):
     with pytest.raises(GwmError, match=r"^estimate_flow\.weights: .*none\.pth"):
         load_estimator(EstimateFlowConfig(estimator="raft_small", weights=str(tmp_path / "none.pth")), "cpu")
+
+
+def test_weights_of_a_relative_path_are_found_from_anywhere(stages, tmp_path, monkeypatch):
+    (tmp_path / "raft.pth").touch()
+    monkeypatch.chdir(tmp_path)
+    for weights, expected in (
+        ("raft.pth", str(tmp_path / "raft.pth")),
+        ("pretrained", "pretrained"),
+        ("s3://bucket/raft.pth", "s3://bucket/raft.pth"),
+    ):
+        config = stages.config(estimate_flow={"weights": weights})
+        assert with_absolute_weights(config) == replace(
+            config, estimate_flow=replace(config.estimate_flow, weights=expected)
+        )
 
 
 def test_weights_from_a_bucket(tmp_path, test_data):
