@@ -125,7 +125,7 @@ def _none(card: ModelCard) -> Frames:
 
 
 def _at_input_size(image: np.ndarray, card: ModelCard) -> np.ndarray:
-    return resize_image(image, card.height_px, card.width_px).transpose(2, 0, 1)
+    return np.ascontiguousarray(resize_image(image, card.height_px, card.width_px).transpose(2, 0, 1))
 
 
 def _picture(image: np.ndarray) -> bytes:

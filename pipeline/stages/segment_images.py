@@ -43,7 +43,7 @@ class SegmentImages:
         return {**kept, "masks": masks, "seconds_segment_images": time.monotonic() - began}
 
     def _mask_rows(self, row: Row) -> list[MaskRow]:
-        images = torch.from_numpy(np.array(row["images"]))
+        images = torch.from_numpy(np.array(row["images"], order="C"))
         if len(images):
             regions, features = self._model.regions(images)
             labels, object_is = self._choice(row, regions, features)
@@ -68,7 +68,7 @@ class SegmentImages:
         if row["kind"] == "images":
             return decide(regions, features, is_video=False)
         if self._decision is None or self._video != row["video"]:
-            anchors = torch.from_numpy(np.array(row["anchors"]))
+            anchors = torch.from_numpy(np.array(row["anchors"], order="C"))
             if not len(anchors):
                 raise UnitError(f"none of the anchor frames of {row['source']} can be read")
             labels, object_is = decide(*self._model.regions(anchors), is_video=True)

@@ -1,0 +1,83 @@
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.config import SegmentConfig, TrackingConfig
+from pipeline.dataset import Dataset
+from pipeline.errors import GwmError
+from pipeline.segment import segment
+
+
+def fill(folder, make_video, make_frame_folder):
+    make_video("clips/v.mp4", num_frames=20)
+    make_frame_folder("folder", num_frames=10)
+    for name in "abcde":
+        picture = np.random.default_rng(ord(name)).integers(0, 255, (30, 40 + ord(name), 3), np.uint8)
+        cv2.imwrite(str(folder / "videos" / f"{name}.jpg"), picture)
+    (folder / "videos" / "bad.jpg").write_bytes(b"bad")
+    (folder / "videos" / "text.mp4").write_text("no video")
+
+
+def test_a_run_a_rerun_and_the_stages_alone_give_the_same_shards(
+    ray_local, segment_stages, make_video, make_frame_folder, tmp_path, capsys
+):
+    fill(tmp_path, make_video, make_frame_folder)
+    config = segment_stages.config(write_segments=True)
+    summary = segment(config)
+    assert summary["units"] == {"done": 6, "skipped": 0, "quarantined": 1}
+    assert (summary["images"], summary["errors"]) == (36, 1)
+    assert summary == json.loads((tmp_path / "masks" / "summary.json").read_text())
+    masks = segment_stages.masks(config)
+    assert {frame for source, frame in masks if source == "clips/v.mp4"} == set(range(20))
+    assert {frame for source, frame in masks if source == "folder"} == set(range(10))
+    assert [source for (source, _), row in masks.items() if row.error] == ["bad.jpg"]
+    manifest = Dataset(url=config.output).manifest()
+    assert sum(entry.num_rows for entry in manifest) == 36
+
+    before = {url: Path(url).read_bytes() for url in Dataset(url=config.output).shards()}
+    again = segment(config)
+    assert again["units"] == {"done": 0, "skipped": 6, "quarantined": 1}
+    assert again["errors"] == 1
+    assert before == {url: Path(url).read_bytes() for url in Dataset(url=config.output).shards()}
+
+    alone = segment_stages.config(write_segments=True, output=str(tmp_path / "alone"))
+    segment_stages.run(alone)
+    tables = [pq.read_table(url) for url in Dataset(url=alone.output).shards()]
+    others = [pq.read_table(url) for url in before]
+    assert sorted(table.num_rows for table in tables) == sorted(table.num_rows for table in others)
+    assert segment_stages.masks(alone) == masks
+
+
+def test_another_model_in_the_same_place_is_refused(segment_stages, tmp_path, ray_local):
+    (tmp_path / "videos").mkdir()
+    cv2.imwrite(str(tmp_path / "videos" / "a.jpg"), np.zeros((20, 20, 3), np.uint8))
+    Dataset.open(
+        str(tmp_path / "masks"), kind="masks", config=segment_stages.config(batch_size=3), schema_version=1
+    )
+    with pytest.raises(GwmError, match="batch_size: there 3, now 8"):
+        segment(segment_stages.config())
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [({"model": "nowhere"}, "no folder"), ({"images": "nothing"}, "no file or folder")],
+)
+def test_wrong_inputs_are_one_sentence_before_anything_is_written(segment_stages, tmp_path, values, sentence):
+    (tmp_path / "videos").mkdir()
+    cv2.imwrite(str(tmp_path / "videos" / "a.jpg"), np.zeros((20, 20, 3), np.uint8))
+    values = {key: str(tmp_path / url) for key, url in values.items()}
+    with pytest.raises(GwmError, match=sentence):
+        segment(segment_stages.config(**values))
+    assert not (tmp_path / "masks").exists()
+
+
+def test_the_configuration_file_is_complete():
+    from pipeline.load_config import load_config
+
+    words = ["images=i", "model=m", "output=o"]
+    config = load_config(SegmentConfig, str(Path(__file__).parents[2] / "conf/segment.yaml"), words)
+    assert config == SegmentConfig(images="i", model="m", output="o", tracking=TrackingConfig())
