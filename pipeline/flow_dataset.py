@@ -2,7 +2,7 @@
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from threading import Lock
@@ -22,8 +22,6 @@ SHUFFLE_SHARDS = 256
 """Shards whose frames are shuffled together: the order stays random and a reader keeps this many files in sight."""
 OPEN_SHARDS = 512
 """Shards kept open for reading (their footers are then read once)."""
-PROBED_SHARDS = 64
-"""Shards looked into for any flow at all before training starts."""
 
 
 class Frame(NamedTuple):
@@ -82,7 +80,7 @@ class FlowDataset:
 
 
 def open_flow_dataset(url: str) -> FlowDataset:
-    """The flow dataset at `url`. GwmError if there is none, or if it holds no flow to learn from."""
+    """The flow dataset at `url`. GwmError if there is none, or if it is empty."""
     dataset = Dataset.read(url, kind="flow")
     shards = tuple(dataset.manifest())
     if not shards:
@@ -90,18 +88,7 @@ def open_flow_dataset(url: str) -> FlowDataset:
             f"The flow dataset {url} is empty: run gwm prepare until it ends, or gwm verify to rebuild its manifest."
         )
     gaps = tuple(json.loads(dataset.description()["config"]["estimate_flow.gaps"]))
-    _require_flow(dataset, shards, gaps)
     return FlowDataset(shards, gaps, dataset)
-
-
-def _require_flow(dataset: Dataset, shards: Sequence[ShardEntry], gaps: Sequence[int]) -> None:
-    columns = [has_flow_column(gap) for gap in gaps]
-    for shard in shards[:PROBED_SHARDS]:
-        with storage.open_read(dataset.shard_url(shard.unit)) as file:
-            table = pq.read_table(file, columns=columns)
-        if any(any(column.to_pylist()) for column in table.columns):
-            return
-    raise GwmError(f"The flow dataset {dataset.url} holds no flow: its videos are shorter than their gaps.")
 
 
 class FrameReader:
