@@ -40,7 +40,7 @@ def test_a_clip_that_cannot_be_decoded_becomes_a_failure(make_video, stages):
 
 def test_a_clip_that_takes_too_long_becomes_a_failure(make_video, stages):
     make_video()
-    config = stages.config(decode={"timeout_s": 0.0})
+    config = stages.config(decode={"timeout_s": 1e-9})
     failed = decode_clip(stages.plan(config)[0], config)
     assert "decode.timeout_s" in json.loads(failed["failure"])["reason"]
 
