@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from pipeline.config import StagePlacement
 from pipeline.errors import GwmError
@@ -84,7 +84,7 @@ def _join(cluster: str) -> None:
     _check_answers(cluster)
     try:
         ray.init(address=cluster, log_to_driver=False, logging_level=logging.WARNING)
-    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+    except (RayError, ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise GwmError(f"Cannot join the Ray cluster at {cluster}: {reason}") from error
 
