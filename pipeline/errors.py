@@ -6,4 +6,4 @@ class GwmError(Exception):
 
 
 class UnitError(Exception):
-    """This work unit cannot be done (a broken video, an unreadable image): it goes to quarantine and the job goes on."""
+    """This unit cannot be done (a broken video, an unreadable image): it goes to quarantine and the job goes on."""
