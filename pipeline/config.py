@@ -167,11 +167,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         at_least(1, num_steps=self.num_steps, batch_size=self.batch_size)
-        at_least(0, num_workers=self.num_workers)
+        at_least(1, num_workers=self.num_workers)
         at_least(1, checkpoint_every_steps=self.checkpoint_every_steps, log_every_steps=self.log_every_steps)
         at_least(1, picture_every_steps=self.picture_every_steps)
-        workers = max(1, self.num_workers)
-        require(self.batch_size % workers == 0, f"batch_size must be a multiple of num_workers ({workers})")
+        whole = self.batch_size % self.num_workers == 0
+        require(whole, f"batch_size must be a multiple of num_workers ({self.num_workers})")
         require(self.precision in ("float32", "bfloat16"), "precision must be float32 or bfloat16")
 
 

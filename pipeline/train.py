@@ -15,6 +15,7 @@ from gwm_model.checkpoint import CONFIG_FILE
 from pipeline import storage
 from pipeline.config import TrainConfig
 from pipeline.dataset import Dataset
+from pipeline.events import ClusterMailbox, Event
 from pipeline.flow_dataset import FlowDataset, open_flow_dataset
 from pipeline.load_config import digest, fingerprint, flatten
 from pipeline.placement import start_ray, unwrap
@@ -46,7 +47,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         fingerprint=fingerprint(config),
     )
     began = time.monotonic()
-    events = ClusterMailbox() if config.num_workers else Mailbox()
+    events = ClusterMailbox()
     job = TrainJob(config=config, flow=flow, cache_name=cache_name(config, flow), events=events)
     history: list[dict[str, float]] = []
     try:
@@ -109,7 +110,7 @@ def in_background(training: TorchTrainer) -> Future[None]:
     return ended
 
 
-def news(events: Mailbox | ClusterMailbox, fit: Future[None]) -> Iterator[Event]:
+def news(events: ClusterMailbox, fit: Future[None]) -> Iterator[Event]:
     """The workers' events until training has ended; raises what ended it."""
     while not fit.done():
         wait([fit], timeout=SECONDS_BETWEEN_LOOKS)
