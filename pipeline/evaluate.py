@@ -8,7 +8,7 @@ from rich.console import Console
 
 from pipeline import storage
 from pipeline.config import EvaluateConfig
-from pipeline.inference import ModelCard, read_model_card
+from pipeline.inference import ModelCard, read_model_card, with_absolute_paths
 from pipeline.layouts import missing_sentence, read_layout
 from pipeline.load_config import fingerprint
 from pipeline.placement import actor_pool, start_ray, tasks, torch_device, torch_threads, unwrap
@@ -70,8 +70,8 @@ def scored_sequences(rows: list[Row], config: EvaluateConfig, card: ModelCard | 
     place = config.placement.score_sequence
     sequences = ray.data.from_items(rows, override_num_blocks=len(rows))
     if card is None:
-        return sequences.map(score_sequence, fn_kwargs={"config": config}, **tasks(place))
+        return sequences.map(score_sequence, **tasks(place))
     worker = {"card": card, "device": torch_device(place), "num_threads": torch_threads(place)}
-    return sequences.map(
-        ScoreSequence, fn_constructor_kwargs={"config": config} | worker, **actor_pool(place)
-    )
+    network = {"config": with_absolute_paths(config), **worker}
+    pool = actor_pool(place)
+    return sequences.map(ScoreSequence, fn_constructor_kwargs=network, **pool)  # type: ignore[arg-type]

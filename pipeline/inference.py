@@ -5,6 +5,7 @@ import tempfile
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -16,8 +17,11 @@ from gwm_model.backbone import Backbone, load_backbone
 from gwm_model.config import MergeConfig
 from gwm_model.segmenter import Segmenter
 from pipeline import storage
-from pipeline.config import SegmentConfig
+from pipeline.config import EvaluateConfig, SegmentConfig
 from pipeline.errors import GwmError, UnitError
+from pipeline.load_config import NOT_PART_OF_A_RESULT, fingerprint
+
+Config = TypeVar("Config", SegmentConfig, EvaluateConfig)
 
 MERGE_HEIGHT_PX = 252
 """Images that are smaller are enlarged to this height for a backbone that only merges."""
@@ -45,6 +49,20 @@ def pin(config: SegmentConfig, card: ModelCard) -> PinnedConfig:
     """The configuration together with the model's content."""
     values = {item.name: getattr(config, item.name) for item in fields(config)}
     return PinnedConfig(**values, model_sha256=card.sha256)
+
+
+def unit_fingerprint(config: PinnedConfig) -> str:
+    """The configuration's part in the names of units: where inputs and model lie does not change a mask."""
+    return fingerprint(config, exclude=(*NOT_PART_OF_A_RESULT, "images", "model"))
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """The configuration with local paths of models made absolute: workers have folders of their own."""
+    backbone = config.merge.backbone
+    if Path(backbone.weights).exists():
+        backbone = replace(backbone, weights=storage.absolute(backbone.weights))
+    model = None if config.model is None else storage.absolute(config.model)
+    return replace(config, model=model, merge=replace(config.merge, backbone=backbone))
 
 
 def open_segmenter(url: str, device: str) -> tuple[Segmenter, str]:

@@ -77,7 +77,7 @@ def find_predictions(url: str) -> Predictions:
         kind, places = "folder", _png_places((file, file) for file in storage.list_files(url))
     if not places:
         raise GwmError(f"masks={url} holds no masks: PNGs SEQUENCE/FRAME.png, or what gwm segment writes.")
-    return Predictions(url=url, kind=kind, places=places)
+    return Predictions(url=storage.absolute(url), kind=kind, places=places)
 
 
 def read_predictions(url: str, kind: Kind, places: Iterable[Place]) -> Iterator[Mask]:

@@ -46,8 +46,9 @@ def plan_scores(config: EvaluateConfig, truth: GroundTruth) -> list[Row]:
         for sequence in truth.sequences:
             positions = official_positions(truth.dataset, sequence)
             places = [predictions.find(sequence, position) for position in positions]
-            where = {"files": [place.file for place in places], "rows": [place.row for place in places]}
-            rows.append({**_frame_row(truth, sequence, positions), **where, "masks_kind": predictions.kind})
+            where: Row = {"files": [place.file for place in places], "rows": [place.row for place in places]}
+            where |= {"masks_kind": predictions.kind, "masks_url": predictions.url}
+            rows.append({**_frame_row(truth, sequence, positions), **where})
         return [part for row in rows for part in _parts(row)]
     frames = _frame_finder(config)
     for sequence in truth.sequences:

@@ -2,19 +2,26 @@
 
 import time
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import ray.data
 
 from pipeline.config import SegmentConfig
 from pipeline.dataset import Dataset
-from pipeline.inference import ModelCard, PinnedConfig, pin, read_model_card
+from pipeline.inference import (
+    ModelCard,
+    PinnedConfig,
+    pin,
+    read_model_card,
+    unit_fingerprint,
+    with_absolute_paths,
+)
 from pipeline.inputs import find_images
-from pipeline.load_config import NOT_PART_OF_A_RESULT, fingerprint
+from pipeline.load_config import fingerprint
 from pipeline.masks import MASK_SCHEMA_VERSION
 from pipeline.placement import actor_pool, start_ray, tasks, torch_device, torch_threads, unwrap
 from pipeline.progress import Progress
-from pipeline.records import Row
 from pipeline.stages.load_chunk import load_chunk
 from pipeline.stages.plan_chunks import group_inputs, plan_chunks
 from pipeline.stages.segment_images import SegmentImages
@@ -27,7 +34,7 @@ from pipeline.unit_totals import UnitTotals
 def segment(config: SegmentConfig) -> dict[str, Any]:
     """Writes the masks of all images as shards; returns the summary. A rerun does only what is missing."""
     inputs = list(group_inputs(find_images(config.images), config.chunk_images))
-    card = read_model_card(config.model)  # refuses a model that does not load before anything is written
+    card = read_model_card(config.model)  # refuses a wrong model before anything is written
     pinned = pin(config, card)
     dataset = Dataset.open(config.output, kind="masks", config=pinned, schema_version=MASK_SCHEMA_VERSION)
     if config.retry_quarantined:
@@ -62,19 +69,19 @@ def segment(config: SegmentConfig) -> dict[str, Any]:
 
 
 def mask_shards(
-    inputs: list[Row], config: PinnedConfig, card: ModelCard, dataset: Dataset
+    inputs: list[dict[str, Any]], config: PinnedConfig, card: ModelCard, dataset: Dataset
 ) -> ray.data.Dataset:
     """Images and videos -> chunks -> images -> masks -> shards; from plan_chunks on, a row is a chunk."""
     at, place = config.placement, config.placement.segment_images
-    unit_names = {"fingerprint": fingerprint(config, exclude=(*NOT_PART_OF_A_RESULT, "images", "model"))}
-    loading, work = {"config": config, "card": card}, {"config": config, "dataset": dataset}
-    network = {"config": config, "device": torch_device(place), "num_threads": torch_threads(place)}
+    plan = partial(plan_chunks, config=config, dataset=dataset, fingerprint=unit_fingerprint(config))
+    write = partial(write_mask_shard, config=config, dataset=dataset)
+    worker = {"device": torch_device(place), "num_threads": torch_threads(place)}
+    network = {"config": with_absolute_paths(config), **worker}  # 1:1, bound by it; every worker holds one
     return (
         ray.data.from_items(inputs)  # one row a video, or chunk_images images
-        # 1:N, reads packets; without the next line one task would load all chunks of a video in turn
-        .flat_map(plan_chunks, fn_kwargs=work | unit_names, **tasks(at.plan_chunks))
-        .repartition(target_num_rows_per_block=1)
-        .map(load_chunk, fn_kwargs=loading, **tasks(at.load_chunk))  # 1:1, codec bound
-        .map(SegmentImages, fn_constructor_kwargs=network, **actor_pool(place))  # 1:1, bound by the network
-        .map(write_mask_shard, fn_kwargs=work, **tasks(at.write_mask_shard))  # 1:1, storage bound
+        .flat_map(plan, **tasks(at.plan_chunks))  # 1:N, reads packets
+        .repartition(target_num_rows_per_block=1)  # or one task would load all chunks of a video in turn
+        .map(partial(load_chunk, config=config, card=card), **tasks(at.load_chunk))  # 1:1, bound by the codec
+        .map(SegmentImages, fn_constructor_kwargs=network, **actor_pool(place))  # type: ignore[arg-type]
+        .map(write, **tasks(at.write_mask_shard))  # 1:1, bound by storage; leaves one summary row a chunk
     )

@@ -22,13 +22,13 @@ MODEL_PROTOCOLS = ("label_free", "paper", "oracle")
 SIDES_AT_ONCE = 16
 
 
-def score_sequence(row: Row, config: EvaluateConfig) -> Row:
+def score_sequence(row: Row) -> Row:
     """The row's scores of given masks: `j`, one for each frame in `frame_index`.
 
     A mask of another size than its ground truth is resized (nearest pixel) and counted in `num_resized`.
     """
     places = [Place(file=file, row=index) for file, index in zip(row["files"], row["rows"], strict=True)]
-    masks = read_predictions(str(config.masks), row["masks_kind"], places)
+    masks = read_predictions(row["masks_url"], row["masks_kind"], places)
     scores, num_resized = [], 0
     for mask, truth in zip(masks, _truths(row["annotation_urls"]), strict=True):
         num_resized += mask.shape != truth.shape
