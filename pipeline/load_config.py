@@ -22,6 +22,7 @@ NOT_PART_OF_A_RESULT = (
     "placement",
     "tracking",
     "retry_quarantined",
+    "decode.timeout_s",
     "cache",
     "num_workers",
     "checkpoint_every_steps",
@@ -65,8 +66,9 @@ def fingerprint(config: object, *, exclude: Collection[str] = NOT_PART_OF_A_RESU
 
 
 def result_values(config: object, *, exclude: Collection[str] = NOT_PART_OF_A_RESULT) -> dict[str, Scalar]:
-    """The flattened values without the excluded sections."""
-    return {key: value for key, value in flatten(config).items() if key.split(".")[0] not in exclude}
+    """The flattened values without the excluded keys and sections."""
+    kept = flatten(config).items()
+    return {key: value for key, value in kept if key not in exclude and key.split(".")[0] not in exclude}
 
 
 def digest(values: Mapping[str, Scalar]) -> str:

@@ -27,6 +27,7 @@ TEMPORARY_PREFIX = ".gwm-"
 
 S3_OPTIONS: dict[str, Any] = {
     "use_listings_cache": False,  # workers and other machines write while we look
+    "default_block_size": 4 * 2**20,  # read ahead: a clip or a training frame is a small part of its file
     "config_kwargs": {
         "connect_timeout": 5,
         "read_timeout": 60,
