@@ -36,6 +36,11 @@ os.environ.setdefault(
 )  # three more processes that no test needs
 
 
+def pytest_configure() -> None:
+    """A terminated test run ends its servers, as an interrupted one does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test that asks for a server or for Ray carries the mark of it."""
     for item in items:
