@@ -145,7 +145,7 @@ def verify(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    signal.signal(signal.SIGTERM, _on_terminate)
+    before = signal.signal(signal.SIGTERM, _on_terminate)
     try:
         return int(
             app(args=None if arguments is None else list(arguments), prog_name="gwm", standalone_mode=False)
@@ -158,6 +158,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         say(f"gwm: {str(message()).strip()} See gwm --help.")
         return FAILED
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _page_command(
