@@ -27,7 +27,8 @@ TEMPORARY_PREFIX = ".gwm-"
 
 S3_OPTIONS: dict[str, Any] = {
     "use_listings_cache": False,  # workers and other machines write while we look
-    "default_block_size": 4 * 2**20,  # read ahead: a clip or a training frame is a small part of its file
+    # Read ahead: a clip or a training frame is a small part of its file. S3 takes no smaller parts in writing.
+    "default_block_size": 5 * 2**20,
     "config_kwargs": {
         "connect_timeout": 5,
         "read_timeout": 60,
