@@ -44,16 +44,15 @@ class PinnedConfig(SegmentConfig):
 
     model_sha256: str
 
+    def unit_fingerprint(self) -> str:
+        """Its part in the names of units: where the inputs and the model lie does not change a mask."""
+        return fingerprint(self, exclude=(*NOT_PART_OF_A_RESULT, "images", "model"))
+
 
 def pin(config: SegmentConfig, card: ModelCard) -> PinnedConfig:
     """The configuration together with the model's content."""
     values = {item.name: getattr(config, item.name) for item in fields(config)}
     return PinnedConfig(**values, model_sha256=card.sha256)
-
-
-def unit_fingerprint(config: PinnedConfig) -> str:
-    """The configuration's part in the names of units: where inputs and model lie does not change a mask."""
-    return fingerprint(config, exclude=(*NOT_PART_OF_A_RESULT, "images", "model"))
 
 
 def with_absolute_paths(config: Config) -> Config:

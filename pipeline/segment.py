@@ -9,14 +9,7 @@ import ray.data
 
 from pipeline.config import SegmentConfig
 from pipeline.dataset import Dataset
-from pipeline.inference import (
-    ModelCard,
-    PinnedConfig,
-    pin,
-    read_model_card,
-    unit_fingerprint,
-    with_absolute_paths,
-)
+from pipeline.inference import ModelCard, PinnedConfig, pin, read_model_card, with_absolute_paths
 from pipeline.inputs import find_images
 from pipeline.load_config import fingerprint
 from pipeline.masks import MASK_SCHEMA_VERSION
@@ -73,7 +66,7 @@ def mask_shards(
 ) -> ray.data.Dataset:
     """Images and videos -> chunks -> images -> masks -> shards; from plan_chunks on, a row is a chunk."""
     at, place = config.placement, config.placement.segment_images
-    plan = partial(plan_chunks, config=config, dataset=dataset, fingerprint=unit_fingerprint(config))
+    plan = partial(plan_chunks, config=config, dataset=dataset, fingerprint=config.unit_fingerprint())
     write = partial(write_mask_shard, config=config, dataset=dataset)
     worker = {"device": torch_device(place), "num_threads": torch_threads(place)}
     network = {"config": with_absolute_paths(config), **worker}  # 1:1, bound by it; every worker holds one
