@@ -16,6 +16,7 @@ from torch.nn import functional as F
 NUM_HEADS = 8
 NORM_GROUPS = 8
 UPSAMPLINGS = 2
+IMAGE_CHANNELS = 16
 
 
 def convolution(inputs: int, outputs: int, size: int) -> nn.Sequential:
@@ -40,13 +41,13 @@ class PixelDecoder(nn.Module):
         self.smooth = nn.ModuleList(convolution(hidden, hidden, 3) for _ in channels[1:])
         self.tower = nn.ModuleList(convolution(hidden, hidden, 3) for _ in range(UPSAMPLINGS))
         self.image_skip = nn.ModuleList(
-            nn.Sequential(convolution(3, hidden // 2, 3), convolution(hidden // 2, hidden, 3))
+            nn.Sequential(convolution(3, IMAGE_CHANNELS, 3), convolution(IMAGE_CHANNELS, hidden, 3))
             if image_skip
             else nn.Identity()
             for _ in range(UPSAMPLINGS)
         )
         self.uses_image = image_skip
-        self.output = nn.Conv2d(hidden, hidden, 3, padding=1)
+        self.output = nn.Conv2d(hidden, hidden, 1)
 
     def forward(self, features: list[Tensor], images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
         """Pixel embeddings."""

@@ -20,10 +20,10 @@ NO_PROGRESS_TIMEOUT_S = 3600.0
 CONNECT_TIMEOUT_S = 10.0
 
 
-def start_ray(address: str | None) -> None:
+def start_ray(address: str | None, pool: StagePlacement | None = None) -> None:
     """Joins the cluster at `address` or RAY_ADDRESS, or starts a local Ray; a running one is used as it is.
 
-    Raises GwmError where the cluster does not answer.
+    Raises GwmError where the cluster does not answer, or where a local Ray has no room beside the actors of `pool`.
     """
     if not ray.is_initialized():
         cluster = address or os.environ.get("RAY_ADDRESS")
@@ -35,6 +35,8 @@ def start_ray(address: str | None) -> None:
                 _join(cluster)
             else:
                 _start_local()
+        if pool is not None and not cluster:
+            _leave_room(pool)
         if callable(on_terminate):
             # ray.init takes SIGTERM for itself; the command line's handler says that a rerun continues.
             signal.signal(signal.SIGTERM, on_terminate)
@@ -106,6 +108,17 @@ def _start_local() -> None:
     # authentication on and leave ~/.ray/auth_token behind, which changes how the next `ray start` behaves.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+
+
+def _leave_room(pool: StagePlacement) -> None:
+    # Ray Data cuts rows apart in tasks of one CPU; actors that hold all CPUs would wait for them for ever.
+    total, taken = ray.cluster_resources().get("CPU", 0.0), pool.num_actors * pool.num_cpus
+    if total - taken < 1:
+        ray.shutdown()
+        raise GwmError(
+            f"The actors of one stage reserve {taken:g} of this machine's {total:g} CPUs, and 1 must stay free for the "
+            "stages around it: lower that stage's num_actors or num_cpus in placement."
+        )
 
 
 def _set_data_context(context: DataContext) -> None:

@@ -119,3 +119,22 @@ def test_a_local_ray_starts_quietly_and_leaves_no_token(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "4\n"), done.stderr
     assert done.stderr == ""
     assert not (tmp_path / ".ray").exists()
+
+
+@pytest.mark.ray
+def test_actors_that_leave_no_room_are_refused(tmp_path: Path) -> None:
+    code = (
+        "from pipeline.config import StagePlacement\n"
+        "from pipeline.errors import GwmError\n"
+        "from pipeline.placement import start_ray\n"
+        "try:\n"
+        "    start_ray(None, StagePlacement(num_cpus=0.75, num_actors=1000))\n"
+        "except GwmError as error:\n"
+        "    print(error)\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    environment |= {"HOME": str(tmp_path), "RAY_DEFAULT_OBJECT_STORE_MEMORY_PROPORTION": "0.05"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
+    assert done.stdout.startswith("The actors of one stage reserve 750 of this machine's")
