@@ -6,7 +6,7 @@ import torch
 
 from gwm_model import load_segmenter
 from gwm_model.config import BackboneConfig, MergeConfig
-from pipeline.config import SegmentConfig
+from pipeline.config import EvaluateConfig, SegmentConfig
 from pipeline.errors import GwmError
 from pipeline.inference import (
     RegionModel,
@@ -16,6 +16,7 @@ from pipeline.inference import (
     pin,
     read_model_card,
     upsample,
+    with_absolute_paths,
 )
 from pipeline.load_config import fingerprint
 
@@ -114,3 +115,25 @@ def test_convention_upsampling_is_bilinear_between_pixel_centres():
     """The published code upsamples with align_corners False: the corner pixels of a doubled map keep their value."""
     small = torch.tensor([[[0.0, 1.0]]])
     assert upsample(small, 1, 4).flatten().tolist() == [0.0, 0.25, 0.75, 1.0]
+
+
+def test_workers_get_absolute_paths_and_urls_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights.safetensors").write_bytes(b"")
+    merge = MergeConfig(backbone=BackboneConfig(weights="weights.safetensors"))
+    config = with_absolute_paths(SegmentConfig(images="in", model="model", output="out", merge=merge))
+    assert config.model == f"{tmp_path}/model"
+    assert config.merge.backbone.weights == f"{tmp_path}/weights.safetensors"
+    remote = SegmentConfig(images="in", model="s3://bucket/model", output="out")
+    assert with_absolute_paths(remote) == remote
+    scores = EvaluateConfig(dataset="images", data="d", masks="m", output="o")
+    assert with_absolute_paths(scores) == scores
+
+
+def test_units_are_named_alike_wherever_inputs_and_model_lie(tiny_model):
+    card = read_model_card(tiny_model)
+    prints = [
+        pin(SegmentConfig(images=where, model=where, output=where, batch_size=size), card).unit_fingerprint()
+        for where, size in (("a", 8), ("s3://b/c", 8), ("a", 4))
+    ]
+    assert prints[0] == prints[1] != prints[2]
