@@ -214,7 +214,8 @@ def _guarded(command: Callable[[], int], debug: bool) -> int:
 
 
 def _exit_code(summary: Mapping[str, Any]) -> int:
-    return PARTIAL if summary.get("units", {}).get("quarantined", 0) else DONE
+    undone = summary.get("units", {}).get("quarantined", 0) or summary.get("errors", 0)
+    return PARTIAL if undone else DONE
 
 
 def _unwrap(error: Exception) -> BaseException:

@@ -179,11 +179,11 @@ def _are_frames(urls: list[str]) -> bool:
     if step == 0 or numbers[-1] - numbers[0] >= 2 * step * len(numbers):
         return False
     looked_at = numbered[:: max(1, len(numbered) // FRAMES_LOOKED_AT)]
-    return len({_image_size(url) for _, url in looked_at}) == 1
+    return len({size for _, url in looked_at if (size := _image_size(url))}) <= 1
 
 
 def _image_size(url: str) -> tuple[int, ...]:
-    """Height and width, or nothing for what is no image (a stage will say so)."""
+    """Height and width, or nothing for what is no image: it has no say, and a stage will report it."""
     image = cv2.imdecode(np.frombuffer(storage.read_bytes(url), np.uint8), cv2.IMREAD_GRAYSCALE)
     return () if image is None else tuple(image.shape)
 

@@ -112,7 +112,8 @@ def _start_local() -> None:
 
 def _leave_room(pool: StagePlacement) -> None:
     # Ray Data cuts rows apart in tasks of one CPU; actors that hold all CPUs would wait for them for ever.
-    total, taken = ray.cluster_resources().get("CPU", 0.0), pool.num_actors * pool.num_cpus
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    total, taken = resources.get("CPU", 0.0), pool.num_actors * pool.num_cpus
     if total - taken < 1:
         ray.shutdown()
         raise GwmError(

@@ -98,11 +98,12 @@ def test_a_mistake_gets_one_sentence_and_1(
     assert captured.out == ""
 
 
-@pytest.mark.parametrize(("quarantined", "code"), [(0, 0), (3, 2)])
-def test_what_is_in_quarantine_decides_the_exit_code(
-    monkeypatch: pytest.MonkeyPatch, quarantined: int, code: int
+@pytest.mark.parametrize(("quarantined", "errors", "code"), [(0, 0, 0), (3, 0, 2), (0, 1, 2)])
+def test_units_in_quarantine_and_images_in_error_decide_the_exit_code(
+    monkeypatch: pytest.MonkeyPatch, quarantined: int, errors: int, code: int
 ) -> None:
-    calls = page(monkeypatch, {"units": {"done": 1, "skipped": 0, "quarantined": quarantined}})
+    units = {"done": 1, "skipped": 0, "quarantined": quarantined}
+    calls = page(monkeypatch, {"units": units, "errors": errors})
     assert cli.main(["prepare", *WORDS, "decode.stride=3"]) == code
     assert calls == [load_config(PrepareConfig, None, [*WORDS, "decode.stride=3"])]
 
