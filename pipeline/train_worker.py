@@ -46,7 +46,9 @@ def train_worker(job: TrainJob) -> None:
     share = Share(rank=context.get_world_rank(), world_size=context.get_world_size())
     place = config.placement.train_worker
     torch.set_num_threads(torch_threads(place))
-    torch.set_flush_denormal(True)  # saturated masks have denormal gradients, which a CPU computes very slowly
+    torch.set_flush_denormal(
+        True
+    )  # saturated masks have denormal gradients, which a CPU computes very slowly
     torch.manual_seed(config.seed)
     segmenter = configured_segmenter(config.segmenter).to(torch_device(place))
     module = SegmenterLoss(segmenter, config.objective)
