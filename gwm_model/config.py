@@ -72,14 +72,15 @@ class SegmenterConfig:
     hidden_channels: int = 96
     """Width of the pixel decoder and of the queries; of the U-Net's first level."""
     decoder_layers: int = 6
-    """Layers of the query decoder (paper: 6)."""
+    """Layers of the query decoder (paper: 6); with 0 the K queries are the same for every image."""
     image_skip: bool = True
     """The image itself joins the pixel decoder at mask resolution (paper: no)."""
 
     def __post_init__(self) -> None:
         at_least(2, num_masks=self.num_masks)
         at_least(1, height_px=self.height_px, width_px=self.width_px)
-        at_least(1, hidden_channels=self.hidden_channels, decoder_layers=self.decoder_layers)
+        at_least(1, hidden_channels=self.hidden_channels)
+        at_least(0, decoder_layers=self.decoder_layers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

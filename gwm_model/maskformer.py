@@ -113,7 +113,7 @@ class QueryDecoder(nn.Module):
         x = torch.zeros_like(queries)
         for layer in self.layers:
             x = layer(x, queries, memory, position)
-        embeddings: Tensor = self.mask_embedding(self.norm(x))
+        embeddings: Tensor = self.mask_embedding(self.norm(x + queries))
         return embeddings
 
 
