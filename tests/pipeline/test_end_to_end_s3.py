@@ -219,7 +219,7 @@ def gwm(*words: str, environment: dict[str, str | None]) -> subprocess.Completed
     """The command line in its own process, with some environment variables changed or (None) removed."""
     changed = {name: value for name, value in {**os.environ, **environment}.items() if value is not None}
     command = [sys.executable, "-m", "pipeline", *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=changed, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=changed, timeout=300)
 
 
 @pytest.mark.parametrize(
