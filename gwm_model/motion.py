@@ -57,10 +57,12 @@ def fit_parameters(
     (num_images, num_regions, _), num_terms = weights.shape, len(basis.phi)
     moments = (weights.flatten(0, 1) @ basis.products).double()
     gram = moments[:, basis.unpack].view(num_images, num_regions, num_terms, num_terms)
-    weighted_flow = weights[:, :, None] * flow[:, None]
-    right_side = (
-        (weighted_flow.flatten(0, 2) @ basis.phi.T).double().view(num_images, num_regions, 2, num_terms)
-    )
+    # region by region, so that the products stay in the processor's cache
+    sums = [
+        ((weights[:, k, None] * flow).flatten(0, 1) @ basis.phi.T).view(num_images, 2, num_terms)
+        for k in range(num_regions)
+    ]
+    right_side = torch.stack(sums, 1).double()
     mean_diagonal = gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
     eye = torch.eye(num_terms, dtype=torch.float64, device=gram.device)
     gram = gram + (RELATIVE_RIDGE * mean_diagonal + ABSOLUTE_RIDGE) * eye

@@ -74,7 +74,8 @@ class ExpectedResidual(torch.autograd.Function):
         energy = torch.empty_like(masks)
         for k in range(masks.shape[1]):  # region by region, so that the buffers stay in the processor's cache
             difference = reconstruct_flow(parameters[:, k : k + 1], basis)[:, 0].sub_(flow)
-            torch.sum(difference.square_(), 1, out=energy[:, k])
+            torch.mul(difference[:, 0], difference[:, 0], out=energy[:, k])
+            energy[:, k].addcmul_(difference[:, 1], difference[:, 1])
         if root:
             energy.add_(SOFTENING**2).sqrt_()
         energy.mul_(1.0 / flow.numel())
