@@ -110,10 +110,10 @@ class QueryDecoder(nn.Module):
         position = sine_position(*memory.shape[1:], device=memory.device).flatten(1).T[None]
         memory = memory.flatten(2).mT
         queries = self.queries[None].expand(len(memory), -1, -1)
-        x = torch.zeros_like(queries)
+        x = torch.zeros_like(queries) if self.layers else queries
         for layer in self.layers:
             x = layer(x, queries, memory, position)
-        embeddings: Tensor = self.mask_embedding(self.norm(x + queries))
+        embeddings: Tensor = self.mask_embedding(self.norm(x))
         return embeddings
 
 
