@@ -2,7 +2,6 @@
 
 import hashlib
 import tempfile
-from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TypeVar
@@ -135,9 +134,8 @@ def _open_merger(merge: MergeConfig, device: str) -> Backbone | None:
     if merge.features == "segmenter":
         return None
     config = merge.backbone
-    is_bucket = "://" in config.weights and not config.weights.startswith(("http://", "https://"))
     try:
-        with storage.local_copy(config.weights) if is_bucket else nullcontext(config.weights) as path:
+        with storage.local_weights(config.weights) as path:
             return load_backbone(replace(config, weights=str(path))).to(device)
     except (ValueError, OSError) as error:
         raise GwmError(f"merge.backbone cannot be used: {error}") from error

@@ -207,6 +207,16 @@ def local_copy(url: str) -> Iterator[Path]:
         yield target
 
 
+@contextlib.contextmanager
+def local_weights(weights: str) -> Iterator[str]:
+    """Weights as gwm_model reads them: a name, a path or a web address as it is, an object as a local copy."""
+    if is_local(weights) or weights.startswith(("http://", "https://")):
+        yield weights
+    else:
+        with local_copy(weights) as path:
+            yield str(path)
+
+
 def fetch_folder(url: str, to: Path) -> Path:
     """A local folder with the files below a URL: a local folder as it is, otherwise downloaded into `to`."""
     if is_local(url):

@@ -2,8 +2,6 @@
 
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -142,20 +140,12 @@ def restore(segmenter: Segmenter, optimizer: torch.optim.Optimizer) -> TrainingS
 
 def configured_segmenter(config: SegmenterConfig) -> Segmenter:
     """A fresh segmenter; backbone weights may lie in a bucket. GwmError if they cannot be had or do not fit."""
-    with local_weights(config.backbone.weights) as weights:
-        backbone = replace(config.backbone, weights=str(weights))
+    with storage.local_weights(config.backbone.weights) as weights:
+        backbone = replace(config.backbone, weights=weights)
         try:
             return build_segmenter(replace(config, backbone=backbone))
         except (ValueError, OSError) as error:
             raise GwmError(f"segmenter.backbone cannot be built: {error}") from error
-
-
-@contextmanager
-def local_weights(weights: str) -> Iterator[str]:
-    """The weights as a name or path that gwm_model reads."""
-    in_bucket = "://" in weights and not weights.startswith(("http://", "https://"))
-    with storage.local_copy(weights) if in_bucket else nullcontext(weights) as path:
-        yield str(path)
 
 
 def publish(segmenter: Segmenter, output: str) -> None:

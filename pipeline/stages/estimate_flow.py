@@ -1,7 +1,6 @@
 """Optical flow of a clip's frames to their neighbours: the stage that holds the network."""
 
 import time
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,9 +21,8 @@ from pipeline.video import fitted_size
 def load_estimator(config: EstimateFlowConfig, device: str) -> FlowEstimator:
     """Return the configured estimator on a device; GwmError if the weights cannot be had or do not fit."""
     weights = config.weights
-    is_bucket = "://" in weights and not weights.startswith(("http://", "https://"))
     try:
-        with storage.local_copy(weights) if is_bucket else nullcontext(weights) as path:
+        with storage.local_weights(weights) as path:
             return load_flow_estimator(
                 config.estimator,
                 weights=str(path),
