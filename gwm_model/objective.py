@@ -140,11 +140,25 @@ def normalize_flow(flow: Float[Tensor, "B 2 H W"]) -> Float[Tensor, "B 2 H W"]:
     return flow / (energy + NOISE_PX**2).sqrt()
 
 
+def border_entropy(masks: Float[Tensor, "B K H W"]) -> Float[Tensor, ""]:
+    """How far the image border is from lying in one region: the mean over B of -sum_k q_k log q_k, in nats.
+
+    q_k is the mean of m_k over the outermost pixels; 0 where one region holds them all, log K where all share
+    them equally. Two motion models explain parallax (near ground, far ground) as well as an object before its
+    background; the background is the one that surrounds (the boundary prior of Wei et al., ECCV 2012).
+    """
+    masks = as_float(masks)
+    rows, columns = masks[:, :, (0, -1)].flatten(2), masks[:, :, 1:-1, (0, -1)].flatten(2)
+    shares = torch.cat([rows, columns], 2).mean(2)
+    return torch.special.entr(shares.clamp_min(1e-6)).sum(1).mean()
+
+
 def training_loss(
     masks: Float[Tensor, "B K H W"], flow: Float[Tensor, "B 2 H W"], config: ObjectiveConfig
 ) -> Float[Tensor, ""]:
-    """The objective as configured: flow clipped and normalised, then `motion_loss`."""
+    """The objective as configured: flow clipped and normalised, `motion_loss`, and the weighted `border_entropy`."""
     flow = flow.clamp(-config.flow_clip_px, config.flow_clip_px)
     if config.flow_normalization == "relative":
         flow = normalize_flow(flow)
-    return motion_loss(masks, flow, motion=config.motion, objective=config.kind, residual=config.residual)
+    loss = motion_loss(masks, flow, motion=config.motion, objective=config.kind, residual=config.residual)
+    return loss + config.border_weight * border_entropy(masks) if config.border_weight else loss

@@ -1,9 +1,18 @@
+import math
+
 import pytest
 import torch
 
+from gwm_model.config import ObjectiveConfig
 from gwm_model.conventions import pixel_grid
 from gwm_model.motion import Basis, motion_basis
-from gwm_model.objective import ExpectedResidual, motion_loss, normalize_flow
+from gwm_model.objective import (
+    ExpectedResidual,
+    border_entropy,
+    motion_loss,
+    normalize_flow,
+    training_loss,
+)
 
 OBJECTIVES = ["expected", "composite"]
 
@@ -170,3 +179,48 @@ def test_shapes_and_names_are_checked() -> None:
         motion_loss(masks, flow)
     with pytest.raises(ValueError, match="No such objective"):
         motion_loss(masks, masks, objective="mixed")  # type: ignore[arg-type]
+
+
+def test_border_entropy_is_zero_where_one_region_surrounds_the_other() -> None:
+    inside = torch.zeros(1, 1, 12, 16)
+    inside[..., 3:9, 4:12] = 1.0
+    halves = torch.cat([torch.ones(1, 1, 12, 8), torch.zeros(1, 1, 12, 8)], 3)
+    assert border_entropy(torch.cat([inside, 1 - inside], 1)).item() == pytest.approx(0.0, abs=1e-4)
+    assert border_entropy(torch.cat([halves, 1 - halves], 1)).item() == pytest.approx(math.log(2))
+    assert border_entropy(torch.full((2, 4, 12, 16), 0.25)).item() == pytest.approx(math.log(4))
+
+
+def test_border_entropy_counts_every_border_pixel_once() -> None:
+    masks = random_case()[0].softmax(1)
+    border = torch.ones(24, 40, dtype=torch.bool)
+    border[1:-1, 1:-1] = False
+    shares = masks[:, :, border].mean(2)
+    expected = -(shares * shares.log()).sum(1).mean()
+    assert border_entropy(masks).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_parallax_loses_against_the_object_only_with_the_border_term() -> None:
+    """Near and far ground move differently, and an object a little: which two regions explain more?"""
+    x, y = (axis.float() for axis in pixel_grid(36, 64))
+    ground = torch.where(y > 0, 4.0, 0.0)
+    thing = (x.square() + (2 * y).square() < 0.2).float()
+    flow = torch.stack([ground + 3 * thing, -2 * thing])[None]
+    parallax = torch.stack([(y > 0).float(), (y <= 0).float()])[None]
+    object_first = torch.stack([thing, 1 - thing])[None]
+    losses = {
+        weight: [
+            training_loss(masks, flow, ObjectiveConfig(border_weight=weight)).item()
+            for masks in (parallax, object_first)
+        ]
+        for weight in (0.0, 1.0)
+    }
+    assert losses[0.0][0] < losses[0.0][1]
+    assert losses[1.0][0] > losses[1.0][1]
+
+
+def test_border_entropy_has_a_finite_gradient_for_one_hot_masks() -> None:
+    logits = torch.zeros(1, 3, 8, 8)
+    logits[:, 0] = 1e4
+    logits.requires_grad_()
+    border_entropy(logits.softmax(1)).backward()
+    assert torch.isfinite(logits.grad).all()
