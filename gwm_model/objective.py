@@ -150,7 +150,8 @@ def border_entropy(masks: Float[Tensor, "B K H W"]) -> Float[Tensor, ""]:
     masks = as_float(masks)
     rows, columns = masks[:, :, (0, -1)].flatten(2), masks[:, :, 1:-1, (0, -1)].flatten(2)
     shares = torch.cat([rows, columns], 2).mean(2)
-    return torch.special.entr(shares.clamp_min(1e-6)).sum(1).mean()
+    entropy: Tensor = torch.special.entr(shares.clamp_min(1e-6)).sum(1).mean()
+    return entropy
 
 
 def training_loss(

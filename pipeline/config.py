@@ -33,6 +33,20 @@ class StagePlacement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterPlacement:
+    """Which Ray runs a command's stages."""
+
+    address: str | None = None
+    """Ray cluster; none joins the cluster of RAY_ADDRESS or starts a local Ray."""
+    no_progress_timeout_s: float = 3600.0
+    """Longest time in which no stage may end a unit; -1 waits for ever. A cluster that grows may need a while."""
+
+    def __post_init__(self) -> None:
+        valid = self.no_progress_timeout_s > 0 or self.no_progress_timeout_s == -1
+        require(valid, f"no_progress_timeout_s must be positive, or -1, not {self.no_progress_timeout_s}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrackingConfig:
     """MLflow: one run per command."""
 
@@ -91,11 +105,9 @@ class StoreConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PreparePlacement:
+class PreparePlacement(ClusterPlacement):
     """Resources of the prepare stages."""
 
-    address: str | None = None
-    """Ray cluster; none joins the cluster of RAY_ADDRESS or starts a local Ray."""
     plan_clips: StagePlacement = field(default_factory=lambda: StagePlacement(num_cpus=0.25))
     decode_clip: StagePlacement = field(default_factory=lambda: StagePlacement(num_cpus=0.5))
     estimate_flow: StagePlacement = field(default_factory=StagePlacement)
@@ -176,10 +188,9 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SegmentPlacement:
+class SegmentPlacement(ClusterPlacement):
     """Resources of the segment stages."""
 
-    address: str | None = None
     plan_chunks: StagePlacement = field(default_factory=lambda: StagePlacement(num_cpus=0.25))
     load_chunk: StagePlacement = field(default_factory=lambda: StagePlacement(num_cpus=0.5))
     segment_images: StagePlacement = field(default_factory=StagePlacement)
@@ -215,10 +226,9 @@ class SegmentConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluatePlacement:
+class EvaluatePlacement(ClusterPlacement):
     """Resources of the evaluate stages."""
 
-    address: str | None = None
     score_sequence: StagePlacement = field(default_factory=StagePlacement)
 
 

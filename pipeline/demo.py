@@ -14,7 +14,7 @@ from typing import Any
 import ray
 
 from pipeline import storage
-from pipeline.config import EvaluateConfig, PrepareConfig, SegmentConfig, TrainConfig
+from pipeline.config import ClusterPlacement, EvaluateConfig, PrepareConfig, SegmentConfig, TrainConfig
 from pipeline.demo_networks import DemoNetworks, find_networks
 from pipeline.demo_samples import read_samples, read_scores, strip
 from pipeline.errors import GwmError
@@ -69,7 +69,7 @@ def run_commands(networks: DemoNetworks, videos: str | None, below: Below) -> di
     """prepare, train, segment and, where there is a truth, evaluate; each skips what an earlier run did."""
     source = storage.absolute(videos) if videos else below("videos")
     flow, model, masks = below("flow"), below("model"), below("masks")
-    start_ray(None)
+    start_ray(ClusterPlacement())
     say("1. gwm prepare: videos -> frames with optical flow")
     summaries = {"prepare": prepare(prepare_config(networks, [f"videos={source}", f"output={flow}"]))}
     say("2. gwm train: flow -> segmenter")

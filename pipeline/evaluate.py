@@ -36,7 +36,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     card = read_model_card(config.model) if config.model is not None else None
     if truth.missing:
         say(f"gwm: {missing_sentence(truth, config.data)}")
-    start_ray(config.placement.address)
+    start_ray(config.placement)
     job = {"command": "evaluate", "output": config.output, "fingerprint": fingerprint(config)}
     tracker = Tracker.start(config.tracking, run_config=config, **job)
     began, scored = time.monotonic(), list[Row]()

@@ -13,20 +13,26 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError, RayTaskError
 
-from pipeline.config import StagePlacement
+from pipeline.config import ClusterPlacement, StagePlacement
 from pipeline.errors import GwmError
+from pipeline.failure_policy import (
+    LOCAL_ENVIRONMENT,
+    actor_words,
+    failure_sentence,
+    set_data_context,
+    task_words,
+)
 
-NO_PROGRESS_TIMEOUT_S = 3600.0
 CONNECT_TIMEOUT_S = 10.0
 
 
-def start_ray(address: str | None, pool: StagePlacement | None = None) -> None:
-    """Joins the cluster at `address` or RAY_ADDRESS, or starts a local Ray; a running one is used as it is.
+def start_ray(at: ClusterPlacement, pool: StagePlacement | None = None) -> None:
+    """Joins the cluster at `at.address` or RAY_ADDRESS, or starts a local Ray; a running one is used as it is.
 
     Raises GwmError where the cluster does not answer, or where a local Ray has no room beside the actors of `pool`.
     """
     if not ray.is_initialized():
-        cluster = address or os.environ.get("RAY_ADDRESS")
+        cluster = at.address or os.environ.get("RAY_ADDRESS")
         # Ray's C++ core writes warnings about its own internals to the terminal; its log files stay complete.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         on_terminate = signal.getsignal(signal.SIGTERM)
@@ -40,7 +46,7 @@ def start_ray(address: str | None, pool: StagePlacement | None = None) -> None:
         if callable(on_terminate):
             # ray.init takes SIGTERM for itself; the command line's handler says that a rerun continues.
             signal.signal(signal.SIGTERM, on_terminate)
-    _set_data_context(DataContext.get_current())
+    set_data_context(DataContext.get_current(), at.no_progress_timeout_s)
     _silence("ray.data")
     _silence("ray.train")
 
@@ -51,12 +57,12 @@ def tasks(place: StagePlacement) -> dict[str, Any]:
     Resources are stated even where they are Ray's default: neighbours without any would be fused into the
     next stage's actors.
     """
-    return {"num_cpus": place.num_cpus} | ({"num_gpus": place.num_gpus} if place.num_gpus > 0 else {})
+    return _resources(place) | task_words()
 
 
 def actor_pool(place: StagePlacement) -> dict[str, Any]:
     """Keyword arguments of Dataset.map for a stage that holds a model: a pool of fixed size."""
-    return {"compute": ActorPoolStrategy(size=place.num_actors), **tasks(place)}
+    return {"compute": ActorPoolStrategy(size=place.num_actors), **_resources(place), **actor_words()}
 
 
 def torch_device(place: StagePlacement) -> Literal["cuda", "cpu"]:
@@ -70,10 +76,18 @@ def torch_threads(place: StagePlacement) -> int:
 
 
 def unwrap(error: BaseException) -> BaseException:
-    """The GwmError inside the exceptions of Ray, Ray Data and Ray Train; otherwise the error itself."""
+    """The GwmError inside the exceptions of Ray, Ray Data and Ray Train, or one for a failure of theirs.
+
+    Otherwise the error itself.
+    """
     sentences = [inner for inner in _chain(error) if isinstance(inner, GwmError)]
     if not sentences:
-        return error
+        failures = (failure_sentence(inner) for inner in _chain(error))
+        sentence = next((failure for failure in failures if failure), None)
+        if sentence is None:
+            return error
+        sentence.__cause__ = error
+        return sentence
     # Ray raises a copy that is its own error and ours at once; ours alone carries the plain sentence.
     found = next((inner for inner in sentences if not isinstance(inner, RayTaskError)), sentences[0])
     # Ray Data adds advice on retries below the sentence.
@@ -104,9 +118,8 @@ def _check_answers(cluster: str) -> None:
 
 
 def _start_local() -> None:
-    # A Ray of our own listens on this machine only. Unless the user chose a mode, Ray 2.60 would turn token
-    # authentication on and leave ~/.ray/auth_token behind, which changes how the next `ray start` behaves.
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    for name, value in LOCAL_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
 
 
@@ -122,26 +135,8 @@ def _leave_room(pool: StagePlacement) -> None:
         )
 
 
-def _set_data_context(context: DataContext) -> None:
-    """States the settings of Ray Data that decide whether rows can be lost, and what is printed."""
-    # A failed block would vanish silently; stages catch what a single unit can do wrong, so any other error
-    # stops the job.
-    context.max_errored_blocks = 0
-    # Exceptions of a stage are answers, not accidents: trying again gives the same. Ray still repeats tasks
-    # whose worker or machine died.
-    context.retried_map_errors = False
-    context.actor_task_retry_on_errors = False
-    context.actor_init_retry_on_errors = False
-    # Every unit names its own shard, so the order of rows does not matter and nothing waits for a slow one.
-    context.execution_options.preserve_order = False
-    # A cluster that grows on demand may give us nothing for a while.
-    context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
-    # The commands print their own progress and one sentence for an error; Ray's log files keep the rest.
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.log_internal_stack_trace = False
-    # A GwmError raised in a stage arrives as itself.
-    context.raise_original_map_exception = True
+def _resources(place: StagePlacement) -> dict[str, Any]:
+    return {"num_cpus": place.num_cpus} | ({"num_gpus": place.num_gpus} if place.num_gpus > 0 else {})
 
 
 def _silence(name: str) -> None:

@@ -32,7 +32,7 @@ def segment(config: SegmentConfig) -> dict[str, Any]:
     dataset = Dataset.open(config.output, kind="masks", config=pinned, schema_version=MASK_SCHEMA_VERSION)
     if config.retry_quarantined:
         dataset.clear_quarantine()
-    start_ray(config.placement.address, config.placement.segment_images)
+    start_ray(config.placement, config.placement.segment_images)
     job = {"command": "segment", "output": config.output, "fingerprint": fingerprint(pinned)}
     tracker = Tracker.start(config.tracking, run_config=pinned, **job)
     began, totals, num_errors = time.monotonic(), UnitTotals(), 0

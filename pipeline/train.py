@@ -13,7 +13,7 @@ from ray.train.torch import TorchTrainer
 
 from gwm_model.checkpoint import CONFIG_FILE
 from pipeline import storage
-from pipeline.config import TrainConfig
+from pipeline.config import ClusterPlacement, TrainConfig
 from pipeline.dataset import Dataset
 from pipeline.events import ClusterMailbox, Event
 from pipeline.flow_dataset import FlowDataset, open_flow_dataset
@@ -38,7 +38,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     output = Dataset.open(config.output, kind="model", config=config, schema_version=1)
     if storage.exists(storage.join(config.output, CONFIG_FILE)):
         return finished(config, output, {"skipped": 1}, [], 0.0)
-    start_ray(config.placement.address)
+    start_ray(ClusterPlacement(address=config.placement.address))
     tracker = Tracker.start(
         config.tracking,
         command="train",

@@ -10,7 +10,7 @@ import pytest
 import ray
 import ray.data
 
-from pipeline.config import StagePlacement
+from pipeline.config import ClusterPlacement, StagePlacement
 from pipeline.errors import GwmError
 from pipeline.placement import actor_pool, start_ray, tasks, torch_device, torch_threads, unwrap
 
@@ -32,8 +32,8 @@ def breaks(row: dict[str, Any]) -> dict[str, Any]:
 
 def test_resources_become_ray_words() -> None:
     cpu, gpu = StagePlacement(num_cpus=0.25), StagePlacement(num_cpus=4, num_gpus=0.5, num_actors=3)
-    assert tasks(cpu) == {"num_cpus": 0.25}
-    assert tasks(gpu) == {"num_cpus": 4, "num_gpus": 0.5}
+    assert tasks(cpu) == {"num_cpus": 0.25, "max_retries": 3}
+    assert tasks(gpu) == {"num_cpus": 4, "num_gpus": 0.5, "max_retries": 3}
     assert actor_pool(gpu)["compute"] == ray.data.ActorPoolStrategy(size=3)
     assert (torch_device(cpu), torch_threads(cpu)) == ("cpu", 1)
     assert (torch_device(gpu), torch_threads(gpu)) == ("cuda", 4)
@@ -42,7 +42,7 @@ def test_resources_become_ray_words() -> None:
 @pytest.mark.usefixtures("ray_local")
 def test_a_running_ray_is_used_with_settings_that_lose_nothing() -> None:
     before = ray.get_runtime_context().get_job_id()
-    start_ray(None)
+    start_ray(ClusterPlacement())
     assert ray.get_runtime_context().get_job_id() == before
     context = ray.data.DataContext.get_current()
     assert context.max_errored_blocks == 0
@@ -53,7 +53,7 @@ def test_a_running_ray_is_used_with_settings_that_lose_nothing() -> None:
 @pytest.mark.usefixtures("ray_local")
 @pytest.mark.parametrize("stage", ["task", "actor"])
 def test_a_sentence_from_a_worker_arrives_as_it_was(stage: str) -> None:
-    start_ray(None)
+    start_ray(ClusterPlacement())
     place = StagePlacement(num_cpus=0.5)
     rows = ray.data.from_items([{"item": 7}])
     failing = rows.map(refuses, **tasks(place)) if stage == "task" else rows.map(Refuses, **actor_pool(place))
@@ -67,7 +67,7 @@ def test_a_sentence_from_a_worker_arrives_as_it_was(stage: str) -> None:
 
 @pytest.mark.usefixtures("ray_local")
 def test_another_error_in_a_worker_stops_the_job() -> None:
-    start_ray(None)
+    start_ray(ClusterPlacement())
     with pytest.raises(ZeroDivisionError) as raised:
         list(ray.data.from_items([{"item": 7}]).map(breaks, **tasks(StagePlacement())).iter_rows())
     assert unwrap(raised.value) is raised.value
@@ -89,8 +89,9 @@ def test_a_cluster_that_is_not_there_is_named() -> None:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     code = (
+        "from pipeline.config import ClusterPlacement\n"
         "from pipeline.placement import start_ray; from pipeline.errors import GwmError\n"
-        f"try: start_ray('127.0.0.1:{port}')\n"
+        f"try: start_ray(ClusterPlacement(address='127.0.0.1:{port}'))\n"
         "except GwmError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -102,11 +103,11 @@ def test_a_local_ray_starts_quietly_and_leaves_no_token(tmp_path: Path) -> None:
     code = (
         "import signal, sys, ray\n"
         "from pipeline.placement import start_ray, tasks, actor_pool\n"
-        "from pipeline.config import StagePlacement\n"
+        "from pipeline.config import ClusterPlacement, StagePlacement\n"
         "class Same:\n"
         "    def __call__(self, row): return row\n"
         "signal.signal(signal.SIGTERM, signal.default_int_handler)\n"
-        "start_ray(None)\n"
+        "start_ray(ClusterPlacement())\n"
         "assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler\n"
         "rows = ray.data.range(4).map(Same, **actor_pool(StagePlacement(num_cpus=0.5)))\n"
         "print(sum(1 for _ in rows.iter_rows()))\n"
@@ -124,11 +125,11 @@ def test_a_local_ray_starts_quietly_and_leaves_no_token(tmp_path: Path) -> None:
 @pytest.mark.ray
 def test_actors_that_leave_no_room_are_refused(tmp_path: Path) -> None:
     code = (
-        "from pipeline.config import StagePlacement\n"
+        "from pipeline.config import ClusterPlacement, StagePlacement\n"
         "from pipeline.errors import GwmError\n"
         "from pipeline.placement import start_ray\n"
         "try:\n"
-        "    start_ray(None, StagePlacement(num_cpus=0.75, num_actors=1000))\n"
+        "    start_ray(ClusterPlacement(), StagePlacement(num_cpus=0.75, num_actors=1000))\n"
         "except GwmError as error:\n"
         "    print(error)\n"
     )
