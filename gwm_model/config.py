@@ -95,12 +95,12 @@ class ObjectiveConfig:
     """`relative` divides a frame's flow by the root mean square that one global motion leaves unexplained."""
     residual: Literal["squared", "root"] = "root"
     """`root` is the robust square root of the squared residual; `squared` is Eq. 3."""
-    border_weight: float = 0.1
-    """Weight of the border's entropy over the regions: the image border should lie in one of them (paper: 0)."""
+    appearance_weight: float = 0.1
+    """Weight of the normalised cut of the backbone's features that the regions make (paper: 0); the U-Net has none."""
 
     def __post_init__(self) -> None:
         require(self.flow_clip_px > 0, f"flow_clip_px must be positive, not {self.flow_clip_px}")
-        at_least(0, border_weight=self.border_weight)
+        at_least(0, appearance_weight=self.appearance_weight)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

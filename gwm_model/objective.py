@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 from gwm_model.config import Motion, Objective, ObjectiveConfig
 from gwm_model.motion import Basis, as_float, fit_motion, fit_parameters, motion_basis, reconstruct_flow
@@ -24,6 +25,8 @@ from gwm_model.motion import Basis, as_float, fit_motion, fit_parameters, motion
 Residual = Literal["squared", "root"]
 SOFTENING = 0.1
 """Residuals below this, in units of the flow given, count as squares in the `root` residual."""
+LEAST_COSINE = 0.3
+"""Patches less alike than this have nothing to do with each other in `appearance_cut`."""
 NOISE_PX = 0.5
 """Unexplained motion that `normalize_flow` takes for noise: a frame with less than this is not blown up."""
 
@@ -140,26 +143,30 @@ def normalize_flow(flow: Float[Tensor, "B 2 H W"]) -> Float[Tensor, "B 2 H W"]:
     return flow / (energy + NOISE_PX**2).sqrt()
 
 
-def border_entropy(masks: Float[Tensor, "B K H W"]) -> Float[Tensor, ""]:
-    """How far the image border is from lying in one region: the mean over B of -sum_k q_k log q_k, in nats.
+def appearance_cut(masks: Float[Tensor, "B K H W"], features: Float[Tensor, "B C h w"]) -> Float[Tensor, ""]:
+    """How much the regions cut apart what looks alike: the mean over B of their soft normalised cut, 0 to K - 1.
 
-    q_k is the mean of m_k over the outermost pixels; 0 where one region holds them all, log K where all share
-    them equally. Two motion models explain parallax (near ground, far ground) as well as an object before its
-    background; the background is the one that surrounds (the boundary prior of Wei et al., ECCV 2012).
+    sum_k cut(k, rest) / assoc(k, all) over the patches of the feature map, with the masks averaged on each patch (Shi
+    and Malik, PAMI 2000). Two patches are as alike as their cosine is above 0.3, a threshold as in TokenCut
+    (CVPR 2022). Two motion models explain parallax, near ground before far ground, as well as an object
+    before its background; only appearance says that the grounds belong together. No gradient for the features.
     """
-    masks = as_float(masks)
-    rows, columns = masks[:, :, (0, -1)].flatten(2), masks[:, :, 1:-1, (0, -1)].flatten(2)
-    shares = torch.cat([rows, columns], 2).mean(2)
-    entropy: Tensor = torch.special.entr(shares.clamp_min(1e-6)).sum(1).mean()
-    return entropy
+    with torch.autocast(masks.device.type, enabled=False):
+        patches = functional.normalize(as_float(features.detach()), dim=1).flatten(2)
+        affinity = (patches.mT @ patches - LEAST_COSINE).clamp_min_(0.0)
+        shares = functional.adaptive_avg_pool2d(as_float(masks), features.shape[2:]).flatten(2)
+        degree = affinity.sum(2)
+        within = ((shares @ affinity) * shares).sum(2)
+        total = (shares @ degree[..., None])[..., 0]
+        floor = 1e-3 * degree.sum(1, keepdim=True)  # an empty region has no cut to speak of
+        return (1.0 - within / (total + floor)).sum(1).mean()
 
 
 def training_loss(
     masks: Float[Tensor, "B K H W"], flow: Float[Tensor, "B 2 H W"], config: ObjectiveConfig
 ) -> Float[Tensor, ""]:
-    """The objective as configured: flow clipped and normalised, `motion_loss`, and the weighted `border_entropy`."""
+    """The objective as configured: flow clipped and normalised, then `motion_loss`."""
     flow = flow.clamp(-config.flow_clip_px, config.flow_clip_px)
     if config.flow_normalization == "relative":
         flow = normalize_flow(flow)
-    loss = motion_loss(masks, flow, motion=config.motion, objective=config.kind, residual=config.residual)
-    return loss + config.border_weight * border_entropy(masks) if config.border_weight else loss
+    return motion_loss(masks, flow, motion=config.motion, objective=config.kind, residual=config.residual)

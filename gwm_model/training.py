@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gwm_model.config import ObjectiveConfig, OptimizerConfig
-from gwm_model.objective import training_loss
+from gwm_model.objective import appearance_cut, training_loss
 from gwm_model.segmenter import Segmenter
 
 
@@ -47,7 +47,10 @@ class SegmenterLoss(nn.Module):
         """The objective of the batch."""
         features = batch.features or self.segmenter.features(batch.images)
         masks = self.segmenter.logits(features, batch.images).softmax(1)
-        return training_loss(masks, batch.flow, self.objective)
+        loss = training_loss(masks, batch.flow, self.objective)
+        if features and self.objective.appearance_weight:
+            loss = loss + self.objective.appearance_weight * appearance_cut(masks, features[-1])
+        return loss
 
 
 def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:

@@ -1,5 +1,3 @@
-import math
-
 import pytest
 import torch
 
@@ -8,7 +6,7 @@ from gwm_model.conventions import pixel_grid
 from gwm_model.motion import Basis, motion_basis
 from gwm_model.objective import (
     ExpectedResidual,
-    border_entropy,
+    appearance_cut,
     motion_loss,
     normalize_flow,
     training_loss,
@@ -181,46 +179,58 @@ def test_shapes_and_names_are_checked() -> None:
         motion_loss(masks, masks, objective="mixed")  # type: ignore[arg-type]
 
 
-def test_border_entropy_is_zero_where_one_region_surrounds_the_other() -> None:
-    inside = torch.zeros(1, 1, 12, 16)
-    inside[..., 3:9, 4:12] = 1.0
-    halves = torch.cat([torch.ones(1, 1, 12, 8), torch.zeros(1, 1, 12, 8)], 3)
-    assert border_entropy(torch.cat([inside, 1 - inside], 1)).item() == pytest.approx(0.0, abs=1e-4)
-    assert border_entropy(torch.cat([halves, 1 - halves], 1)).item() == pytest.approx(math.log(2))
-    assert border_entropy(torch.full((2, 4, 12, 16), 0.25)).item() == pytest.approx(math.log(4))
+def appearance_case() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Near and far ground that look alike, a thing that does not; features, and the masks of thing and near ground."""
+    thing, near = torch.zeros(36, 64), torch.zeros(36, 64)
+    thing[12:24, 16:32] = 1.0
+    near[20:] = 1.0
+    look = torch.stack([1 - thing, thing, 0.1 * torch.ones_like(thing)])[None]
+    return torch.nn.functional.avg_pool2d(look, 4), thing, near
 
 
-def test_border_entropy_counts_every_border_pixel_once() -> None:
-    masks = random_case()[0].softmax(1)
-    border = torch.ones(24, 40, dtype=torch.bool)
-    border[1:-1, 1:-1] = False
-    shares = masks[:, :, border].mean(2)
-    expected = -(shares * shares.log()).sum(1).mean()
-    assert border_entropy(masks).item() == pytest.approx(expected.item(), rel=1e-5)
+def split(mask: torch.Tensor) -> torch.Tensor:
+    return torch.stack([mask, 1 - mask])[None]
 
 
-def test_parallax_loses_against_the_object_only_with_the_border_term() -> None:
-    """Near and far ground move differently, and an object a little: which two regions explain more?"""
-    x, y = (axis.float() for axis in pixel_grid(36, 64))
-    ground = torch.where(y > 0, 4.0, 0.0)
-    thing = (x.square() + (2 * y).square() < 0.2).float()
-    flow = torch.stack([ground + 3 * thing, -2 * thing])[None]
-    parallax = torch.stack([(y > 0).float(), (y <= 0).float()])[None]
-    object_first = torch.stack([thing, 1 - thing])[None]
+def test_appearance_cut_is_least_for_what_looks_different() -> None:
+    features, thing, near = appearance_case()
+    assert appearance_cut(split(thing), features) < 0.2
+    assert appearance_cut(split(near), features) > 0.8
+    assert appearance_cut(torch.full((1, 4, 36, 64), 0.25), features).item() == pytest.approx(3.0, abs=0.02)
+
+
+def test_appearance_cut_is_the_normalised_cut_of_hard_regions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 5, 4, 6, generator=generator) + 1
+    labels = torch.randint(3, (2, 4, 6), generator=generator)
+    masks = torch.nn.functional.one_hot(labels, 3).movedim(-1, 1).float()
+    expected = 0.0
+    for image in range(2):
+        patches = torch.nn.functional.normalize(features[image].flatten(1), dim=0)
+        affinity = (patches.T @ patches - 0.3).clamp_min(0)
+        for k in range(3):
+            inside = masks[image, k].flatten().bool()
+            expected += float(affinity[inside][:, ~inside].sum() / affinity[inside].sum()) / 2
+    fine = masks.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    assert appearance_cut(fine, features).item() == pytest.approx(expected, abs=0.02)
+
+
+def test_appearance_decides_between_parallax_and_the_object() -> None:
+    features, thing, near = appearance_case()
+    flow = torch.stack([4.0 * near + 3 * thing, -2 * thing])[None]
     losses = {
-        weight: [
-            training_loss(masks, flow, ObjectiveConfig(border_weight=weight)).item()
-            for masks in (parallax, object_first)
-        ]
-        for weight in (0.0, 1.0)
+        name: training_loss(split(mask), flow, ObjectiveConfig())
+        for name, mask in (("thing", thing), ("near", near))
     }
-    assert losses[0.0][0] < losses[0.0][1]
-    assert losses[1.0][0] > losses[1.0][1]
+    cuts = {name: appearance_cut(split(mask), features) for name, mask in (("thing", thing), ("near", near))}
+    assert losses["near"] < losses["thing"]
+    assert losses["near"] + cuts["near"] > losses["thing"] + cuts["thing"]
 
 
-def test_border_entropy_has_a_finite_gradient_for_one_hot_masks() -> None:
-    logits = torch.zeros(1, 3, 8, 8)
+def test_appearance_cut_has_a_finite_gradient_for_empty_and_one_hot_regions() -> None:
+    features, _, _ = appearance_case()
+    logits = torch.zeros(1, 3, 36, 64)
     logits[:, 0] = 1e4
     logits.requires_grad_()
-    border_entropy(logits.softmax(1)).backward()
+    appearance_cut(logits.softmax(1), features).backward()
     assert torch.isfinite(logits.grad).all()
