@@ -53,13 +53,9 @@ class PatientS3(s3fs.S3FileSystem):  # type: ignore[misc]
 
     async def _was_done(self, method: str, error: OSError, arguments: dict[str, Any]) -> bool:
         """Whether an earlier try, whose answer was lost, did what this try is refused."""
-        at = {"Bucket": arguments.get("Bucket"), "Key": arguments.get("Key")}
         code = server_code(error)
-        if method == "put_object" and code == "PreconditionFailed":
-            stored = await self._call_s3("get_object", **at)
-            return bool(await stored["Body"].read() == arguments["Body"])
-        if method == "complete_multipart_upload" and code in ("NoSuchUpload", "PreconditionFailed"):
-            stored = await self._call_s3("head_object", **at)
+        if method == "complete_multipart_upload" and code == "NoSuchUpload":
+            stored = await self._call_s3("head_object", Bucket=arguments["Bucket"], Key=arguments["Key"])
             num_parts = len(arguments["MultipartUpload"]["Parts"])
             return bool(stored["ETag"].strip('"').endswith(f"-{num_parts}"))
         return method == "abort_multipart_upload" and code == "NoSuchUpload"

@@ -170,7 +170,10 @@ def write_bytes(url: str, data: bytes) -> None:
 
 
 def create_bytes(url: str, data: bytes) -> bool:
-    """Writes a file unless it exists; of several writers at once exactly one gets True."""
+    """Writes a file unless it exists; whether it holds these bytes now: of writers that differ, exactly one wins.
+
+    The answer is the content, because a put whose answer was lost finds its own file in the way.
+    """
     filesystem, path = open_filesystem(url)
     with explained(url):
         try:
@@ -178,13 +181,13 @@ def create_bytes(url: str, data: bytes) -> bool:
                 with _temporary_file(path, data) as temporary:
                     os.link(temporary, path)
             else:
-                filesystem.pipe_file(path, data, mode="create")
+                _patiently(url, lambda: filesystem.pipe_file(path, data, mode="create"))
         except FileExistsError:
-            return False
+            return read_bytes(url) == data
         except OSError as error:
             # A server that answers 412 without naming the condition: s3fs says EINVAL for it.
             if error.errno == errno.EINVAL and exists(url):
-                return False
+                return read_bytes(url) == data
             raise
     return True
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pyarrow.fs
 import pytest
-import s3fs
 
 from pipeline import retries, storage
 from pipeline.errors import GwmError
+from pipeline.patient_s3 import PatientS3
 from tests.fault_proxy import FaultProxy, Faults, fault_proxy
 
 ONE_FAULT_A_TIME = {
@@ -36,12 +36,10 @@ def through(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Through
     def put_between(faults: Faults) -> Iterator[FaultProxy]:
         with fault_proxy(s3_server, faults) as proxy, monkeypatch.context() as patch:
             patch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-            s3fs.S3FileSystem.clear_instance_cache()
+            PatientS3.clear_instance_cache()
             yield proxy
 
     monkeypatch.setattr(retries, "LONGEST_DELAY_S", 0.5)
-    from pipeline.patient_s3 import PatientS3
-
     yield put_between
     PatientS3.clear_instance_cache()
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import s3fs
 
 from pipeline import storage
 from pipeline.errors import GwmError
+from pipeline.patient_s3 import PatientS3
 from pipeline.storage_errors import explain, without_secrets
 
 
@@ -25,9 +25,9 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 def fresh_clients() -> Iterator[None]:
     """S3 clients made from the environment as this test sets it."""
-    s3fs.S3FileSystem.clear_instance_cache()
+    PatientS3.clear_instance_cache()
     yield
-    s3fs.S3FileSystem.clear_instance_cache()
+    PatientS3.clear_instance_cache()
 
 
 def test_a_file_is_written_read_measured_and_deleted(place: str) -> None:
@@ -188,7 +188,7 @@ def test_storage_that_does_not_let_us_in(
         monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name)
         if not value:
             monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    s3fs.S3FileSystem.clear_instance_cache()
+    PatientS3.clear_instance_cache()
     with pytest.raises(GwmError, match=said) as raised:
         storage.write_bytes(f"{s3_bucket_url}/x", b"")
     assert "wrong-secret" not in str(raised.value)
