@@ -104,10 +104,13 @@ class Dataset:
     def write_shard(self, unit: str, table: pa.Table, **parquet_options: Any) -> ShardEntry:
         """Serialises the table in memory and writes it in one piece: equal tables give equal bytes.
 
+        Every page has a checksum, so that a damaged shard is found even where no manifest knows it.
         The table's schema metadata names its `source`.
         """
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, **({"compression": "zstd"} | parquet_options))
+        pq.write_table(
+            table, sink, **({"compression": "zstd", "write_page_checksum": True} | parquet_options)
+        )
         data = sink.getvalue().to_pybytes()
         storage.write_bytes(self.shard_url(unit), data)
         return shard_entry(unit, data)
@@ -127,8 +130,10 @@ class Dataset:
 
     def shard_sizes(self) -> Iterator[tuple[str, int]]:
         """URLs of all shards with their sizes in bytes, sorted by name."""
-        files = storage.list_file_sizes(storage.join(self.url, "shards"))
-        return ((url, num_bytes) for url, num_bytes in files if url.endswith(".parquet"))
+        root = storage.join(self.url, "shards")
+        for url, num_bytes in storage.list_file_sizes(root):
+            if url.endswith(".parquet") and "/" not in storage.relative(url, root):
+                yield url, num_bytes
 
     def quarantined(self) -> list[dict[str, Any]]:
         """All quarantine records, sorted by unit."""

@@ -9,6 +9,7 @@ import errno
 import os
 import re
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -125,6 +126,14 @@ def list_file_sizes(url: str) -> Iterator[tuple[str, int]]:
                 yield prefix + name, num_bytes
 
 
+def list_temporary_files(url: str, *, older_than_s: float) -> Iterator[str]:
+    """Files below a folder of this disk that a writer began that long ago and never finished; none in a bucket."""
+    if is_local(url):
+        for path in Path(absolute(url)).rglob(f"{TEMPORARY_PREFIX}*"):
+            if path.is_file() and time.time() - path.stat().st_mtime > older_than_s:
+                yield str(path)
+
+
 def list_folder(url: str) -> list[str]:
     """Full URLs of the files directly in a folder, sorted."""
     filesystem, path = open_filesystem(url)
@@ -234,6 +243,8 @@ def fetch_folder(url: str, to: Path) -> Path:
     for file_url in list_files(url):
         found = True
         target = to / relative(file_url, url)
+        if ".." in target.parts:
+            raise GwmError(f"The name {without_secrets(file_url)} would leave the folder it is copied to.")
         target.parent.mkdir(parents=True, exist_ok=True)
         _download(file_url, target)
     if not found:
