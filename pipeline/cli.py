@@ -206,7 +206,7 @@ def _guarded(command: Callable[[], int], debug: bool) -> int:
         return INTERRUPTED
     except Exception as error:
         if debug:
-            traceback.print_exception(error)
+            say("".join(traceback.format_exception(error)).rstrip())
         known = _unwrap(error)
         if isinstance(known, GwmError):
             say(f"gwm: {known}")

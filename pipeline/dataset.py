@@ -20,6 +20,7 @@ from pipeline import manifest, storage
 from pipeline.errors import GwmError
 from pipeline.load_config import Scalar, digest, result_values
 from pipeline.manifest import ManifestTotals, ShardEntry, shard_entry
+from pipeline.storage_errors import without_secrets
 
 Kind = Literal["flow", "masks", "model"]
 
@@ -49,7 +50,7 @@ class Dataset:
             "kind": kind,
             "schema_version": schema_version,
             "fingerprint": digest(values),
-            "config": values,
+            "config": {key: _shown(value) for key, value in values.items()},
         }
         text = json.dumps(description, indent=1, sort_keys=True) + "\n"
         if not storage.create_bytes(dataset._description_url, text.encode()):
@@ -120,7 +121,7 @@ class Dataset:
     ) -> None:
         """Writes down that a unit cannot be done; `error` may be the text that a failed row carries."""
         record = {"unit": unit, "source": source, "stage": stage, "attempts": attempts, **_reason(error)}
-        text = json.dumps(record, indent=1, sort_keys=True) + "\n"
+        text = without_secrets(json.dumps(record, indent=1, sort_keys=True)) + "\n"
         storage.write_bytes(self.quarantine_url(unit), text.encode())
 
     def shards(self) -> Iterator[str]:
@@ -153,6 +154,10 @@ class Dataset:
         return storage.join(self.url, "dataset.json")
 
 
+def _shown(value: Scalar) -> Scalar:
+    return without_secrets(value) if isinstance(value, str) else value
+
+
 def _check_same(found: dict[str, Any], expected: dict[str, Any], url: str) -> None:
     if found["kind"] != expected["kind"]:
         raise GwmError(f"{url} holds a {found['kind']} dataset already: choose another output.")
@@ -162,7 +167,7 @@ def _check_same(found: dict[str, Any], expected: dict[str, Any], url: str) -> No
             f"this one writes {expected['schema_version']}): choose another output."
         )
     if found["fingerprint"] != expected["fingerprint"]:
-        changes = "; ".join(_differences(found["config"], expected["config"]))
+        changes = "; ".join(_differences(found["config"], expected["config"])) or "the query of a URL"
         raise GwmError(
             f"{url} was made with other settings ({changes}): use those, or choose another output."
         )

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.errors import GwmError
+from pipeline.progress import Progress
 
 NAME = "manifest.parquet"
 SCHEMA = pa.schema(
@@ -115,12 +116,16 @@ def write_entries(url: str, entries: Iterable[ShardEntry]) -> ManifestTotals:
     )
 
 
-def _read_entries(shard_urls: Iterable[str]) -> Iterator[ShardEntry]:
-    """Entries read from the shards themselves, a few at a time."""
+def _read_entries(shard_urls: list[str]) -> Iterator[ShardEntry]:
+    """Entries read from the shards themselves, a few at a time; after a killed run these may be many."""
+    if not shard_urls:
+        return
     remaining = iter(shard_urls)
-    with ThreadPoolExecutor(READERS) as threads:
+    progress = Progress(total=len(shard_urls), unit="shards for the manifest")
+    with progress, ThreadPoolExecutor(READERS) as threads:
         while batch := list(islice(remaining, READERS)):
             yield from threads.map(_read_entry, batch)
+            progress.advance(len(batch))
 
 
 def _read_entry(shard_url: str) -> ShardEntry:

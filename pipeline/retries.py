@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from pipeline.progress import say
-from pipeline.storage_errors import server_code, server_status, without_secrets
+from pipeline.storage_errors import server_code, server_status
 
 T = TypeVar("T")
 
@@ -137,6 +137,4 @@ def _say_waiting(server: str, error: Exception) -> None:
         _last_said = time.monotonic()
         reason = server_code(error) or type(error).__name__
         minutes = GIVE_UP_AFTER_S / 60
-        say(
-            f"gwm: {without_secrets(server)} is out ({reason}); trying again for up to {minutes:.0f} minutes."
-        )
+        say(f"gwm: {server} is out ({reason}); trying again for up to {minutes:.0f} minutes.")

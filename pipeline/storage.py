@@ -34,7 +34,12 @@ TEMPORARY_PREFIX = ".gwm-"
 
 def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a URL and the path inside it; fsspec keeps one for each process and thread."""
-    protocol, _ = split_protocol(url)
+    protocol, rest = split_protocol(url)
+    if protocol in ("s3", "s3a") and "@" in rest.partition("/")[0]:
+        raise GwmError(
+            f"Credentials do not belong into {without_secrets(url)}: "
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
+        )
     with explained(url):
         try:
             filesystem = _filesystem(protocol or "file")

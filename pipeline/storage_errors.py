@@ -54,6 +54,9 @@ _BY_TYPE = {
 }
 
 
+_USER = re.compile(r"(?<=://)[^/\s\"'<>]*@")
+_QUERY = re.compile(r"(https?://[^\s?\"'<>]*|\w+://[^\s?\"'<>]*(?=\?[\w.-]+=))\?[^\s\"'<>]*")
+
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 """What only the disk of this machine says."""
 
@@ -79,9 +82,12 @@ def explain(error: BaseException, url: str) -> str | None:
     return None if template is None else template.format(url=shown)
 
 
-def without_secrets(url: str) -> str:
-    """The URL without user:password@ and without its query, which may hold keys and tokens."""
-    return re.sub(r"(?<=://)[^/@]*@", "", url).split("?", 1)[0]
+def without_secrets(text: str) -> str:
+    """A URL, or a text with URLs in it, without user:password@ and queries, which may hold keys and tokens.
+
+    A question mark that is no query, as in a glob, stays.
+    """
+    return _QUERY.sub(r"\1", _USER.sub("", text))
 
 
 def server_code(error: BaseException) -> str:

@@ -8,12 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow.fs
 import pytest
+from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from pipeline import retries, storage
 from pipeline.errors import GwmError
+from pipeline.inputs import Source
 from pipeline.patient_s3 import PatientS3
+from pipeline.video import decode_frames, probe
 from tests.fault_proxy import FaultProxy, Faults, fault_proxy
 
 ONE_FAULT_A_TIME = {
@@ -162,6 +166,67 @@ def test_an_open_file_says_what_became_of_its_server(through: Through, s3: Any) 
         file.seek(12 * 2**20)
         with pytest.raises(GwmError, match=f"Access denied to {s3.url}/large"):
             file.read(10)
+
+
+class FlakyFile(AbstractBufferedFile):
+    """Every second read fails: in turn with an error and with too few bytes."""
+
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        self.fs.reads += 1
+        if self.fs.refuses_reads_from is not None and self.fs.reads >= self.fs.refuses_reads_from:
+            raise PermissionError("no longer")
+        if self.fs.reads % 4 == 1:
+            raise ConnectionResetError(errno.ECONNRESET, "reset")
+        data = self.fs.content[start:end]
+        return data[: len(data) // 2] if self.fs.reads % 4 == 3 else data
+
+
+class Flaky(AbstractFileSystem):
+    """A kind of storage with no retries of its own: one file under every name."""
+
+    protocol = "flaky"
+    content = PAYLOAD
+    reads = 0
+    refuses_reads_from: int | None = None
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        self.reads += 1
+        if self.reads % 2:
+            raise TimeoutError
+        return {"name": path, "size": len(self.content), "type": "file"}
+
+    def _open(self, path: str, mode: str = "rb", **_: Any) -> FlakyFile:
+        return FlakyFile(self, path, mode, block_size=2**13, size=len(self.content))
+
+
+@pytest.fixture
+def flaky(monkeypatch: pytest.MonkeyPatch) -> Flaky:
+    fsspec.register_implementation("flaky", Flaky, clobber=True)
+    Flaky.clear_instance_cache()
+    monkeypatch.setattr(retries, "FIRST_DELAY_S", 0.01)
+    filesystem, _ = storage.open_filesystem("flaky://x/a")
+    assert isinstance(filesystem, Flaky)
+    return filesystem
+
+
+def test_any_kind_of_storage_is_read_patiently(flaky: Flaky) -> None:
+    assert storage.size_bytes("flaky://x/a") == len(PAYLOAD)
+    assert storage.exists("flaky://x/a")
+    with storage.open_read("flaky://x/a") as file:
+        assert file.read() == PAYLOAD
+        file.seek(100)
+        assert file.read(50) == PAYLOAD[100:150]
+
+
+def test_a_video_whose_storage_refuses_is_not_a_broken_video(flaky: Flaky, make_video: Any) -> None:
+    flaky.content = make_video(num_frames=60, height_px=240, width_px=320, options={"crf": "1"}).read_bytes()
+    index = probe(Source(url="flaky://x/video.mp4", name="video.mp4", kind="video"))
+    assert len(index.pts) == 60
+    assert flaky.reads > 20
+    flaky.refuses_reads_from = flaky.reads + 10
+    shape = {"height_px": 240, "width_px": 320, "timed": True, "timeout_s": 60.0}
+    with pytest.raises(GwmError, match=r"Access denied to flaky://x/video\.mp4"):
+        decode_frames("flaky://x/video.mp4", index.pts.tolist(), seek_pts=None, **shape)
 
 
 def test_patience_ends(through: Through, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -140,6 +142,52 @@ def test_a_failing_write_leaves_the_old_file_and_no_rest(
         storage.create_bytes(str(tmp_path / "shards" / "y"), b"new")
     assert storage.read_bytes(url) == b"old"
     assert [path.name for path in (tmp_path / "shards").iterdir()] == ["x.parquet"]
+
+
+def test_a_disk_without_room_keeps_the_old_file(tmp_path: Path) -> None:
+    """The kernel stops the writer at a limit, in the middle of a file."""
+    url = str(tmp_path / "shards" / "x.parquet")
+    storage.write_bytes(url, b"old")
+    write = (
+        "import resource, signal, sys\n"
+        "from pipeline.cli import _guarded\n"
+        "from pipeline import storage\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "sys.exit(_guarded(lambda: storage.write_bytes(sys.argv[1], bytes(5000)), False))"
+    )
+    done = subprocess.run([sys.executable, "-c", write, url], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == f"gwm: Cannot write {url}: the file is larger than this disk or a limit allows.\n"
+    assert [(path.name, path.read_bytes()) for path in (tmp_path / "shards").iterdir()] == [
+        ("x.parquet", b"old")
+    ]
+
+
+def test_a_key_cannot_leave_the_folder_it_is_copied_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "list_files", lambda url: iter([f"{url}/a/../../../outside"]))
+    with pytest.raises(GwmError, match="would leave the folder"):
+        storage.fetch_folder("s3://bucket/model", tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_under_a_download_is_named(s3_bucket_url: str, tmp_path: Path) -> None:
+    storage.write_bytes(f"{s3_bucket_url}/model/a.bin", bytes(5000))
+    fetch = (
+        "import pathlib, resource, signal, sys\n"
+        "from pipeline.cli import _guarded\n"
+        "from pipeline import storage\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "sys.exit(_guarded(lambda: storage.fetch_folder(sys.argv[1], pathlib.Path(sys.argv[2])), False))"
+    )
+    command = [sys.executable, "-c", fetch, f"{s3_bucket_url}/model", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    told = f"gwm: Cannot write {tmp_path}/a.bin: the file is larger than this disk or a limit allows.\n"
+    assert done.stderr == told
 
 
 def test_a_file_half_written_by_a_killed_run_is_not_listed(tmp_path: Path) -> None:
