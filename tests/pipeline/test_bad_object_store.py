@@ -33,7 +33,7 @@ BAD_DAY: dict[str, float] = {
     "reset": 0.04,
     "lost_answer": 0.04,
     "cut_short": 0.08,
-    "stall": 0.02,
+    "stall": 0.04,
 }
 
 
