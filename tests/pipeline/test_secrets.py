@@ -1,6 +1,8 @@
 """Secrets are planted wherever a user can put them; then every byte that was written or said is searched."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -172,3 +174,31 @@ def test_quarantine_and_report_show_urls_without_secrets(tmp_path: Path) -> None
 )
 def test_what_counts_as_a_secret(text: str, shown: str) -> None:
     assert without_secrets(text) == shown
+
+
+LISTENING = """
+from pipeline.placement import start_ray
+
+start_ray(None)
+
+import psutil  # Ray brings it along
+import ray
+
+ray.get(ray.remote(print).remote())
+this = psutil.Process()
+for process in (this, *this.children(recursive=True)):
+    for connection in process.net_connections(kind="inet"):
+        if connection.status == psutil.CONN_LISTEN:
+            print(connection.laddr.ip)
+"""
+
+
+def test_a_local_ray_can_be_kept_to_this_machine() -> None:
+    """What infra/README.md says about the addresses on which Ray's processes listen."""
+    environment = {**os.environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", LISTENING], capture_output=True, text=True, check=True, env=environment
+    )
+    addresses = done.stdout.split()
+    assert len(addresses) > 5
+    assert set(addresses) <= {"127.0.0.1", "::ffff:127.0.0.1"}
