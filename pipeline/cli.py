@@ -134,13 +134,16 @@ def demo(
 @app.command()
 def verify(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A dataset of flow or mask shards.")],
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Remove bad files of gwm's own; a rerun makes them again.")
+    ] = False,
     debug: Debug = False,
 ) -> int:
     """Read every shard and compare it with the manifest.
 
-    Where all is well, the manifest is written anew, with shards that it did not list.
+    Where all is well, and with --repair, the manifest is written anew, with shards that it did not list.
     """
-    return _guarded(partial(_verify, dataset), debug)
+    return _guarded(partial(_verify, dataset, repair), debug)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -203,7 +206,7 @@ def _guarded(command: Callable[[], int], debug: bool) -> int:
         return INTERRUPTED
     except Exception as error:
         if debug:
-            traceback.print_exception(error)
+            say("".join(traceback.format_exception(error)).rstrip())
         known = _unwrap(error)
         if isinstance(known, GwmError):
             say(f"gwm: {known}")
@@ -266,7 +269,7 @@ def _demo(output: str, videos: str | None) -> int:
     return _exit_code(page(output=output, videos=videos))
 
 
-def _verify(dataset: str) -> int:
+def _verify(dataset: str, repair: bool) -> int:
     from pipeline.verify import verify as check
 
-    return FAILED if check(dataset) else DONE
+    return FAILED if check(dataset, repair=repair) else DONE

@@ -20,6 +20,7 @@ from pipeline import manifest, storage
 from pipeline.errors import GwmError
 from pipeline.load_config import Scalar, digest, result_values
 from pipeline.manifest import ManifestTotals, ShardEntry, shard_entry
+from pipeline.storage_errors import without_secrets
 
 Kind = Literal["flow", "masks", "model"]
 
@@ -49,7 +50,7 @@ class Dataset:
             "kind": kind,
             "schema_version": schema_version,
             "fingerprint": digest(values),
-            "config": values,
+            "config": {key: _shown(value) for key, value in values.items()},
         }
         text = json.dumps(description, indent=1, sort_keys=True) + "\n"
         if not storage.create_bytes(dataset._description_url, text.encode()):
@@ -104,10 +105,13 @@ class Dataset:
     def write_shard(self, unit: str, table: pa.Table, **parquet_options: Any) -> ShardEntry:
         """Serialises the table in memory and writes it in one piece: equal tables give equal bytes.
 
+        Every page has a checksum, so that a damaged shard is found even where no manifest knows it.
         The table's schema metadata names its `source`.
         """
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, **({"compression": "zstd"} | parquet_options))
+        pq.write_table(
+            table, sink, **({"compression": "zstd", "write_page_checksum": True} | parquet_options)
+        )
         data = sink.getvalue().to_pybytes()
         storage.write_bytes(self.shard_url(unit), data)
         return shard_entry(unit, data)
@@ -117,7 +121,7 @@ class Dataset:
     ) -> None:
         """Writes down that a unit cannot be done; `error` may be the text that a failed row carries."""
         record = {"unit": unit, "source": source, "stage": stage, "attempts": attempts, **_reason(error)}
-        text = json.dumps(record, indent=1, sort_keys=True) + "\n"
+        text = without_secrets(json.dumps(record, indent=1, sort_keys=True)) + "\n"
         storage.write_bytes(self.quarantine_url(unit), text.encode())
 
     def shards(self) -> Iterator[str]:
@@ -127,8 +131,10 @@ class Dataset:
 
     def shard_sizes(self) -> Iterator[tuple[str, int]]:
         """URLs of all shards with their sizes in bytes, sorted by name."""
-        files = storage.list_file_sizes(storage.join(self.url, "shards"))
-        return ((url, num_bytes) for url, num_bytes in files if url.endswith(".parquet"))
+        root = storage.join(self.url, "shards")
+        for url, num_bytes in storage.list_file_sizes(root):
+            if url.endswith(".parquet") and "/" not in storage.relative(url, root):
+                yield url, num_bytes
 
     def quarantined(self) -> list[dict[str, Any]]:
         """All quarantine records, sorted by unit."""
@@ -148,6 +154,10 @@ class Dataset:
         return storage.join(self.url, "dataset.json")
 
 
+def _shown(value: Scalar) -> Scalar:
+    return without_secrets(value) if isinstance(value, str) else value
+
+
 def _check_same(found: dict[str, Any], expected: dict[str, Any], url: str) -> None:
     if found["kind"] != expected["kind"]:
         raise GwmError(f"{url} holds a {found['kind']} dataset already: choose another output.")
@@ -157,7 +167,7 @@ def _check_same(found: dict[str, Any], expected: dict[str, Any], url: str) -> No
             f"this one writes {expected['schema_version']}): choose another output."
         )
     if found["fingerprint"] != expected["fingerprint"]:
-        changes = "; ".join(_differences(found["config"], expected["config"]))
+        changes = "; ".join(_differences(found["config"], expected["config"])) or "the query of a URL"
         raise GwmError(
             f"{url} was made with other settings ({changes}): use those, or choose another output."
         )

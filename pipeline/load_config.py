@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.errors import GwmError
+from pipeline.storage_errors import without_secrets
 
 T = TypeVar("T")
 Scalar = str | int | float | bool | None
@@ -51,8 +52,8 @@ def load_config(cls: type[T], path: str | None, overrides: Sequence[str]) -> T:
 
 
 def config_yaml(cls: type[Any], path: str | None, overrides: Sequence[str]) -> str:
-    """The resolved configuration as YAML; values still to be given read `???`."""
-    return str(OmegaConf.to_yaml(_merged(cls, path, overrides)))
+    """The resolved configuration as YAML, to be shown: without secrets in URLs; values still to be given read `???`."""
+    return without_secrets(str(OmegaConf.to_yaml(_merged(cls, path, overrides))))
 
 
 def flatten(config: object) -> dict[str, Scalar]:

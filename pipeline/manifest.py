@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.errors import GwmError
+from pipeline.progress import Progress
 
 NAME = "manifest.parquet"
 SCHEMA = pa.schema(
@@ -46,6 +47,10 @@ class ManifestTotals:
     num_bytes: int
 
 
+class DamagedManifestError(GwmError):
+    """The manifest cannot be read; the shards tell everything that was in it."""
+
+
 def shard_entry(unit: str, data: bytes) -> ShardEntry:
     """The entry of a shard with this content; raises pyarrow.ArrowException where it is no Parquet file."""
     footer = pq.read_metadata(pa.BufferReader(data))
@@ -70,8 +75,10 @@ def read(url: str) -> list[ShardEntry]:
         return []
     try:
         table = pq.read_table(pa.BufferReader(storage.read_bytes(manifest_url)), schema=SCHEMA)
-    except pa.ArrowException as error:
-        raise GwmError(f"{manifest_url} is damaged: delete it and run `gwm verify {url}`.") from error
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedManifestError(
+            f"{manifest_url} is damaged: `gwm verify {url} --repair` makes it anew."
+        ) from error
     return [ShardEntry(**row) for row in table.to_pylist()]
 
 
@@ -91,8 +98,17 @@ def write(url: str, shard_sizes: Iterable[tuple[str, int]], entries: Iterable[Sh
         else:
             unknown.append(shard_url)
     rows.extend(_read_entries(unknown))
-    rows.sort(key=lambda entry: entry.unit)
-    _write_rows(url, rows)
+    return write_entries(url, rows)
+
+
+def write_entries(url: str, entries: Iterable[ShardEntry]) -> ManifestTotals:
+    """Writes the manifest with exactly these rows."""
+    rows = sorted(entries, key=lambda entry: entry.unit)
+    columns = zip(*map(astuple, rows), strict=True) if rows else [[] for _ in SCHEMA]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(arrays, schema=SCHEMA), sink, compression="zstd")
+    storage.write_bytes(storage.join(url, NAME), sink.getvalue().to_pybytes())
     return ManifestTotals(
         num_shards=len(rows),
         num_rows=sum(entry.num_rows for entry in rows),
@@ -100,20 +116,16 @@ def write(url: str, shard_sizes: Iterable[tuple[str, int]], entries: Iterable[Sh
     )
 
 
-def _write_rows(url: str, rows: list[ShardEntry]) -> None:
-    columns = zip(*map(astuple, rows), strict=True) if rows else [[] for _ in SCHEMA]
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(arrays, schema=SCHEMA), sink, compression="zstd")
-    storage.write_bytes(storage.join(url, NAME), sink.getvalue().to_pybytes())
-
-
-def _read_entries(shard_urls: Iterable[str]) -> Iterator[ShardEntry]:
-    """Entries read from the shards themselves, a few at a time."""
+def _read_entries(shard_urls: list[str]) -> Iterator[ShardEntry]:
+    """Entries read from the shards themselves, a few at a time; after a killed run these may be many."""
+    if not shard_urls:
+        return
     remaining = iter(shard_urls)
-    with ThreadPoolExecutor(READERS) as threads:
+    progress = Progress(total=len(shard_urls), unit="shards for the manifest")
+    with progress, ThreadPoolExecutor(READERS) as threads:
         while batch := list(islice(remaining, READERS)):
             yield from threads.map(_read_entry, batch)
+            progress.advance(len(batch))
 
 
 def _read_entry(shard_url: str) -> ShardEntry:

@@ -9,14 +9,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
+from pipeline.storage_errors import without_secrets
+
 SECONDS_BETWEEN_LINES = 5.0
 
 Field = str | int | float | bool | None
 
 
 def say(sentence: str) -> None:
-    """Prints one line to stderr, above a bar if there is one."""
-    sys.stderr.write(f"{sentence}\n")
+    """Prints one line to stderr, above a bar if there is one; what a URL holds of secrets is left out."""
+    sys.stderr.write(f"{without_secrets(sentence)}\n")
     sys.stderr.flush()
 
 

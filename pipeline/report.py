@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from pipeline import storage
 from pipeline.pictures import encode_jpeg
+from pipeline.storage_errors import without_secrets
 
 Picture = npt.NDArray[np.uint8]
 """RGB [H, W, 3]."""
@@ -67,7 +68,7 @@ def render(report: Report) -> str:
         _loss_curve(report.losses),
         _stages(report.stages),
     ]
-    return (
+    return without_secrets(
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(report.title)}</title><style>{STYLE}</style></head>\n"

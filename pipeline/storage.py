@@ -9,47 +9,55 @@ import errno
 import os
 import re
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, TypeVar, cast
 
 import fsspec
 import pyarrow.fs
 from fsspec.core import split_protocol
+from fsspec.spec import AbstractBufferedFile
 from fsspec.utils import glob_translate
 
 from pipeline.errors import GwmError
-from pipeline.storage_errors import explained, without_secrets
+from pipeline.retries import BodyCutShortError, retried
+from pipeline.storage_errors import DISK_ERRORS, explain, explained, without_secrets
+
+T = TypeVar("T")
 
 TEMPORARY_PREFIX = ".gwm-"
 """A file being written starts so; listings leave it out."""
 
-S3_OPTIONS: dict[str, Any] = {
-    "use_listings_cache": False,  # workers and other machines write while we look
-    # Read ahead: a clip or a training frame is a small part of its file. S3 takes no smaller parts in writing.
-    "default_block_size": 5 * 2**20,
-    "config_kwargs": {
-        "connect_timeout": 5,
-        "read_timeout": 60,
-        "retries": {"mode": "standard", "max_attempts": 4},
-    },
-}
-
 
 def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a URL and the path inside it; fsspec keeps one for each process and thread."""
-    protocol, _ = split_protocol(url)
-    protocol = protocol or "file"
-    options = S3_OPTIONS if protocol in ("s3", "s3a") else {"use_listings_cache": False}
+    protocol, rest = split_protocol(url)
+    if protocol in ("s3", "s3a") and "@" in rest.partition("/")[0]:
+        raise GwmError(
+            f"Credentials do not belong into {without_secrets(url)}: "
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
+        )
     with explained(url):
         try:
-            filesystem = fsspec.filesystem(protocol, **({} if protocol in ("file", "local") else options))
+            filesystem = _filesystem(protocol or "file")
         except ValueError as error:
             raise GwmError(
                 f"Cannot open {without_secrets(url)}: unknown kind of URL '{protocol}://'."
             ) from error
         return filesystem, str(filesystem._strip_protocol(url))
+
+
+def _filesystem(protocol: str) -> fsspec.AbstractFileSystem:
+    if protocol in ("file", "local"):
+        return fsspec.filesystem(protocol)
+    if protocol in ("s3", "s3a"):
+        from pipeline.patient_s3 import OPTIONS, PatientS3  # s3fs takes a second to import
+
+        return PatientS3(**OPTIONS)
+    return fsspec.filesystem(protocol, use_listings_cache=False)
 
 
 def is_local(url: str) -> bool:
@@ -82,7 +90,7 @@ def exists(url: str) -> bool:
     filesystem, path = open_filesystem(url)
     with explained(url):
         try:
-            filesystem.info(path)
+            _patiently(url, lambda: filesystem.info(path))
         except FileNotFoundError:
             return False
         return True
@@ -92,14 +100,14 @@ def is_folder(url: str) -> bool:
     """Whether a folder, or a prefix with something below it, is there."""
     filesystem, path = open_filesystem(url)
     with explained(url):
-        return bool(filesystem.isdir(path))
+        return bool(_patiently(url, lambda: filesystem.isdir(path)))
 
 
 def size_bytes(url: str) -> int:
     """A file's size."""
     filesystem, path = open_filesystem(url)
     with explained(url):
-        return int(filesystem.size(path))
+        return int(_patiently(url, lambda: filesystem.size(path)))
 
 
 def list_files(url: str) -> Iterator[str]:
@@ -115,7 +123,7 @@ def list_file_sizes(url: str) -> Iterator[tuple[str, int]]:
     """`list_files` with sizes in bytes."""
     filesystem, path = open_filesystem(url)
     protocol = split_protocol(url)[0]
-    pages = _s3_objects(filesystem, path) if protocol in ("s3", "s3a") else _walk(filesystem, path)
+    pages = _s3_objects(filesystem, path) if protocol in ("s3", "s3a") else _walk(url, filesystem, path)
     prefix = "" if is_local(url) else f"{protocol}://"
     with explained(url):
         for name, num_bytes in pages:
@@ -123,12 +131,20 @@ def list_file_sizes(url: str) -> Iterator[tuple[str, int]]:
                 yield prefix + name, num_bytes
 
 
+def list_temporary_files(url: str, *, older_than_s: float) -> Iterator[str]:
+    """Files below a folder of this disk that a writer began that long ago and never finished; none in a bucket."""
+    if is_local(url):
+        for path in Path(absolute(url)).rglob(f"{TEMPORARY_PREFIX}*"):
+            if path.is_file() and time.time() - path.stat().st_mtime > older_than_s:
+                yield str(path)
+
+
 def list_folder(url: str) -> list[str]:
     """Full URLs of the files directly in a folder, sorted."""
     filesystem, path = open_filesystem(url)
     prefix = "" if is_local(url) else f"{split_protocol(url)[0]}://"
     with explained(url):
-        entries = filesystem.ls(path, detail=True)
+        entries = _patiently(url, lambda: filesystem.ls(path, detail=True))
     return sorted(
         prefix + entry["name"] for entry in entries if entry["type"] == "file" and entry["name"] != path
     )
@@ -143,14 +159,17 @@ def read_bytes(url: str) -> bytes:
     """A whole file."""
     filesystem, path = open_filesystem(url)
     with explained(url):
-        return bytes(filesystem.cat_file(path))
+        return bytes(_patiently(url, lambda: filesystem.cat_file(path)))
 
 
 def open_read(url: str) -> BinaryIO:
-    """A seekable file; an object is read in ranges."""
+    """A seekable file; an object is read in ranges, each as patiently as a whole file."""
     filesystem, path = open_filesystem(url)
     with explained(url):
-        return cast("BinaryIO", filesystem.open(path, "rb"))
+        file = _patiently(url, lambda: filesystem.open(path, "rb"))
+    if isinstance(file, AbstractBufferedFile):
+        file.cache.fetcher = partial(_fetch_range, url, file.cache.fetcher)
+    return cast("BinaryIO", file)
 
 
 def write_bytes(url: str, data: bytes) -> None:
@@ -161,11 +180,14 @@ def write_bytes(url: str, data: bytes) -> None:
             with _temporary_file(path, data) as temporary:
                 os.replace(temporary, path)  # noqa: PTH105
         else:
-            filesystem.pipe_file(path, data)
+            _patiently(url, lambda: filesystem.pipe_file(path, data))
 
 
 def create_bytes(url: str, data: bytes) -> bool:
-    """Writes a file unless it exists; of several writers at once exactly one gets True."""
+    """Writes a file unless it exists; whether it holds these bytes now: of writers that differ, exactly one wins.
+
+    The answer is the content, because a put whose answer was lost finds its own file in the way.
+    """
     filesystem, path = open_filesystem(url)
     with explained(url):
         try:
@@ -173,13 +195,13 @@ def create_bytes(url: str, data: bytes) -> bool:
                 with _temporary_file(path, data) as temporary:
                     os.link(temporary, path)
             else:
-                filesystem.pipe_file(path, data, mode="create")
+                _patiently(url, lambda: filesystem.pipe_file(path, data, mode="create"))
         except FileExistsError:
-            return False
+            return read_bytes(url) == data
         except OSError as error:
             # A server that answers 412 without naming the condition: s3fs says EINVAL for it.
             if error.errno == errno.EINVAL and exists(url):
-                return False
+                return read_bytes(url) == data
             raise
     return True
 
@@ -188,13 +210,13 @@ def delete(url: str) -> None:
     """Removes one file; a missing one is no error."""
     filesystem, path = open_filesystem(url)
     with explained(url), contextlib.suppress(FileNotFoundError):
-        filesystem.rm_file(path)
+        _patiently(url, lambda: filesystem.rm_file(path))
 
 
 @contextlib.contextmanager
 def local_copy(url: str) -> Iterator[Path]:
     """A local file with a URL's content: a local path as it is, otherwise a download removed afterwards."""
-    filesystem, path = open_filesystem(url)
+    _, path = open_filesystem(url)
     if is_local(url):
         with explained(url):
             Path(path).stat()
@@ -202,8 +224,7 @@ def local_copy(url: str) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="gwm-") as folder:
         target = Path(folder) / path.rsplit("/", 1)[-1]
-        with explained(url):
-            filesystem.get_file(path, str(target))
+        _download(url, target)
         yield target
 
 
@@ -223,14 +244,14 @@ def fetch_folder(url: str, to: Path) -> Path:
         if not is_folder(url):
             raise GwmError(f"There is no folder {url}.")
         return Path(absolute(url))
-    filesystem, _ = open_filesystem(url)
     found = False
     for file_url in list_files(url):
         found = True
         target = to / relative(file_url, url)
+        if ".." in target.parts:
+            raise GwmError(f"The name {without_secrets(file_url)} would leave the folder it is copied to.")
         target.parent.mkdir(parents=True, exist_ok=True)
-        with explained(file_url):
-            filesystem.get_file(open_filesystem(file_url)[1], str(target))
+        _download(file_url, target)
     if not found:
         raise GwmError(f"There is nothing at {without_secrets(url)}.")
     return to
@@ -263,6 +284,39 @@ def _temporary_file(path: str, data: bytes) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def _patiently(url: str, operation: Callable[[], T]) -> T:
+    """An operation that can be done twice, tried again where that helps; PatientS3 does it request by request."""
+    protocol, path = split_protocol(url)
+    if is_local(url) or protocol in ("s3", "s3a"):
+        return operation()
+    return retried(f"{protocol}://{path.partition('/')[0]}", operation)
+
+
+def _fetch_range(url: str, fetch: Callable[[int, int], bytes], start: int, end: int) -> bytes:
+    """What an open file reads next: bytes [start, end), all of them."""
+
+    def whole() -> bytes:
+        data = fetch(start, end)
+        if len(data) < end - start:
+            raise BodyCutShortError(f"{len(data)} bytes of {end - start}")
+        return data
+
+    with explained(url):
+        return _patiently(url, whole)
+
+
+def _download(url: str, target: Path) -> None:
+    """Copies a remote file onto this disk."""
+    filesystem, path = open_filesystem(url)
+    with explained(url):
+        try:
+            _patiently(url, lambda: filesystem.get_file(path, str(target)))
+        except OSError as error:
+            if error.errno in DISK_ERRORS:
+                raise GwmError(explain(error, str(target))) from error
+            raise
+
+
 def _s3_objects(filesystem: fsspec.AbstractFileSystem, path: str) -> Iterator[tuple[str, int]]:
     """Keys below a prefix in the server's order, a page of 1000 at a time."""
     bucket, _, prefix = path.partition("/")
@@ -276,16 +330,16 @@ def _s3_objects(filesystem: fsspec.AbstractFileSystem, path: str) -> Iterator[tu
         request["ContinuationToken"] = page["NextContinuationToken"]
 
 
-def _walk(filesystem: fsspec.AbstractFileSystem, path: str) -> Iterator[tuple[str, int]]:
+def _walk(url: str, filesystem: fsspec.AbstractFileSystem, path: str) -> Iterator[tuple[str, int]]:
     """Files below a folder in the order in which an object store lists keys, a folder at a time."""
     try:
-        entries = filesystem.ls(path, detail=True)
+        entries = _patiently(url, lambda: filesystem.ls(path, detail=True))
     except (FileNotFoundError, NotADirectoryError):
         return
     folders = {entry["name"].rstrip("/") + "/" for entry in entries if entry["type"] == "directory"}
     sizes = {entry["name"]: int(entry["size"] or 0) for entry in entries if entry["type"] == "file"}
     for name in sorted(folders | sizes.keys()):
         if name in folders:
-            yield from _walk(filesystem, name.rstrip("/"))
+            yield from _walk(url, filesystem, name.rstrip("/"))
         elif name != path:
             yield name, sizes[name]

@@ -4,19 +4,24 @@ import contextlib
 import errno
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from pipeline.errors import GwmError
 
 _BY_ERRNO = {
     errno.ENOSPC: "Cannot write {url}: the disk is full.",
     errno.EDQUOT: "Cannot write {url}: the disk quota is used up.",
+    errno.EFBIG: "Cannot write {url}: the file is larger than this disk or a limit allows.",
     errno.EROFS: "Cannot write {url}: the file system is read-only.",
     errno.ENOTDIR: "Cannot use {url}: a part of the path is a file, not a folder.",
     errno.EISDIR: "Cannot use {url}: it is a folder, not a file.",
     errno.ENAMETOOLONG: "Cannot use {url}: the name is too long.",
 }
 
+_BUSY = "The storage server of {url} is overloaded or out of order: try again later."
+
 _BY_CODE = {
+    **dict.fromkeys(("SlowDown", "ServiceUnavailable", "InternalError", "500", "502", "503", "504"), _BUSY),
     "NoSuchBucket": "There is no bucket for {url}.",
     "NoSuchKey": "There is no {url}.",
     "404": "There is no {url}.",
@@ -41,9 +46,19 @@ _BY_TYPE = {
     "ReadTimeoutError": "The storage server of {url} stopped answering.",
     "SSLError": "Cannot reach the storage server of {url}: its certificate is not accepted.",
     "ConnectionClosedError": "The storage server of {url} closed the connection.",
+    "ClientPayloadError": "The storage server of {url} closed the connection.",
+    "ConnectionError": "The connection to the storage server of {url} broke.",
+    "TimeoutError": "The storage server of {url} stopped answering.",
     "ParamValidationError": "{url} is not a valid bucket or object name.",
     "InvalidEndpointURLError": "AWS_ENDPOINT_URL is not a valid address (needed for {url}).",
 }
+
+
+_USER = re.compile(r"(?<=://)[^/\s\"'<>]*@")
+_QUERY = re.compile(r"(https?://[^\s?\"'<>]*|\w+://[^\s?\"'<>]*(?=\?[\w.-]+=))\?[^\s\"'<>]*")
+
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+"""What only the disk of this machine says."""
 
 
 @contextlib.contextmanager
@@ -63,22 +78,39 @@ def explained(url: str) -> Iterator[None]:
 def explain(error: BaseException, url: str) -> str | None:
     """The sentence for a storage error, or None where there is none."""
     shown = without_secrets(url)
-    template = _BY_CODE.get(_server_code(error)) or _template_by_type(error)
+    template = _BY_CODE.get(server_code(error)) or _template_by_type(error)
     return None if template is None else template.format(url=shown)
 
 
-def without_secrets(url: str) -> str:
-    """The URL without user:password@ and without its query, which may hold keys and tokens."""
-    return re.sub(r"(?<=://)[^/@]*@", "", url).split("?", 1)[0]
+def without_secrets(text: str) -> str:
+    """A URL, or a text with URLs in it, without user:password@ and queries, which may hold keys and tokens.
+
+    A question mark that is no query, as in a glob, stays.
+    """
+    return _QUERY.sub(r"\1", _USER.sub("", text))
 
 
-def _server_code(error: BaseException) -> str:
-    """The error code in an S3 answer, also where s3fs wrapped it."""
+def server_code(error: BaseException) -> str:
+    """The error code in an S3 answer, also where s3fs wrapped it; empty for anything else."""
+    return str(_answer(error).get("Error", {}).get("Code", ""))
+
+
+def server_status(error: BaseException) -> int | None:
+    """The HTTP status in a server's answer, whichever client raised the error; None where there was no answer."""
+    status = _answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
+    response = getattr(error, "response", None)
+    for found in (status, getattr(error, "status", None), getattr(response, "status_code", None)):
+        if isinstance(found, int):
+            return found
+    return None
+
+
+def _answer(error: BaseException) -> dict[str, Any]:
     for candidate in (error, error.__cause__, error.__context__):
         response = getattr(candidate, "response", None)
         if isinstance(response, dict):
-            return str(response.get("Error", {}).get("Code", ""))
-    return ""
+            return response
+    return {}
 
 
 def _template_by_type(error: BaseException) -> str | None:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline import storage
+from pipeline.storage_errors import without_secrets
 
 RATED = ("rows", "bytes", "steps", "images")
 
@@ -53,8 +54,8 @@ def write_summary(
 
 
 def write_json(url: str, content: Any) -> None:
-    """Writes readable JSON in one piece."""
-    storage.write_bytes(url, (json.dumps(content, indent=1) + "\n").encode())
+    """Writes readable JSON in one piece; what URLs hold of secrets is left out."""
+    storage.write_bytes(url, (without_secrets(json.dumps(content, indent=1)) + "\n").encode())
 
 
 def show_summary(summary: Mapping[str, Any], next_command: str | None) -> None:
@@ -62,17 +63,17 @@ def show_summary(summary: Mapping[str, Any], next_command: str | None) -> None:
     console = Console()
     if not console.is_terminal:
         line = dict(summary) | ({"next": next_command} if next_command else {})
-        sys.stdout.write(json.dumps(line) + "\n")
+        sys.stdout.write(without_secrets(json.dumps(line)) + "\n")
         sys.stdout.flush()
         return
     table = Table(title=f"gwm {summary.get('command', '')}", show_header=False, title_justify="left")
     for key, value in summary.items():
         if key not in ("command", "version", "fingerprint"):
-            table.add_row(key, _cell(value))
+            table.add_row(key, without_secrets(_cell(value)))
     console.print(table)
     if next_command:
         console.print("Next:", style="bold")
-        console.print(f"  {next_command}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"  {without_secrets(next_command)}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _rates(values: Mapping[str, Any], seconds: float) -> dict[str, float]:

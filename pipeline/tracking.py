@@ -97,7 +97,7 @@ class Tracker:
                 output=output,
                 fingerprint=fingerprint,
                 version=version(),
-                params={key: _param(value) for key, value in flatten(run_config).items()},
+                params={key: without_secrets(str(value)) for key, value in flatten(run_config).items()},
             )
         )
         try:
@@ -238,7 +238,3 @@ def _send_other(run: MlflowRun, entry: _Entry) -> None:
         run.set_tags(entry.values)
     elif isinstance(entry, _Flush) and entry.status:
         run.end(entry.status)
-
-
-def _param(value: object) -> str:
-    return without_secrets(value) if isinstance(value, str) and "://" in value else str(value)

@@ -147,7 +147,7 @@ def test_config_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_verify_answers_with_its_exit_code(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     url = str(tmp_path / "flow")
     dataset = Dataset.open(url, kind="flow", config=load_config(PrepareConfig, None, WORDS), schema_version=1)
-    dataset.write_shard("a", pa.table({"x": [1]}))
+    dataset.write_shard("a", pa.table({"x": [1]}).replace_schema_metadata({"source": "a.mp4"}))
     assert cli.main(["verify", url]) == 0
     Path(dataset.shard_url("a")).write_bytes(b"broken")
     assert cli.main(["verify", url]) == 1

@@ -76,6 +76,29 @@ def test_text_is_escaped(report: Report) -> None:
     assert parsed(page).images[0]["alt"] == 'a" onerror="x, frame 7: frame'
 
 
+HOSTILE = """</h1><script>alert('x')</script><img src=x onerror="y">&amp;"""
+
+
+def test_no_field_can_write_html() -> None:
+    page = render(
+        Report(
+            title=HOSTILE,
+            lead=HOSTILE,
+            facts={HOSTILE: HOSTILE},
+            scores={HOSTILE: 0.5},
+            j_mean=0.5,
+            samples=[Sample(sequence=HOSTILE, frame_index=0, j=None, pictures={HOSTILE: picture(1)})],
+            losses=[],
+            stages=[StageTime(command=HOSTILE, units=HOSTILE, seconds=1.0, rate=HOSTILE)],
+        )
+    )
+    assert "<script" not in page
+    shown = parsed(page)
+    assert len(shown.images) == 1
+    assert shown.images[0]["alt"] == f"{HOSTILE}, frame 0: {HOSTILE}"
+    assert shown.text.count(HOSTILE) == 11
+
+
 def test_pictures_are_inside(report: Report) -> None:
     page = parsed(render(report))
     assert len(page.images) == 2

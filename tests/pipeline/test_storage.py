@@ -1,5 +1,7 @@
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -7,10 +9,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import s3fs
 
 from pipeline import storage
 from pipeline.errors import GwmError
+from pipeline.patient_s3 import PatientS3
 from pipeline.storage_errors import explain, without_secrets
 
 
@@ -25,9 +27,9 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 def fresh_clients() -> Iterator[None]:
     """S3 clients made from the environment as this test sets it."""
-    s3fs.S3FileSystem.clear_instance_cache()
+    PatientS3.clear_instance_cache()
     yield
-    s3fs.S3FileSystem.clear_instance_cache()
+    PatientS3.clear_instance_cache()
 
 
 def test_a_file_is_written_read_measured_and_deleted(place: str) -> None:
@@ -142,6 +144,52 @@ def test_a_failing_write_leaves_the_old_file_and_no_rest(
     assert [path.name for path in (tmp_path / "shards").iterdir()] == ["x.parquet"]
 
 
+def test_a_disk_without_room_keeps_the_old_file(tmp_path: Path) -> None:
+    """The kernel stops the writer at a limit, in the middle of a file."""
+    url = str(tmp_path / "shards" / "x.parquet")
+    storage.write_bytes(url, b"old")
+    write = (
+        "import resource, signal, sys\n"
+        "from pipeline.cli import _guarded\n"
+        "from pipeline import storage\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "sys.exit(_guarded(lambda: storage.write_bytes(sys.argv[1], bytes(5000)), False))"
+    )
+    done = subprocess.run([sys.executable, "-c", write, url], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == f"gwm: Cannot write {url}: the file is larger than this disk or a limit allows.\n"
+    assert [(path.name, path.read_bytes()) for path in (tmp_path / "shards").iterdir()] == [
+        ("x.parquet", b"old")
+    ]
+
+
+def test_a_key_cannot_leave_the_folder_it_is_copied_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "list_files", lambda url: iter([f"{url}/a/../../../outside"]))
+    with pytest.raises(GwmError, match="would leave the folder"):
+        storage.fetch_folder("s3://bucket/model", tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_under_a_download_is_named(s3_bucket_url: str, tmp_path: Path) -> None:
+    storage.write_bytes(f"{s3_bucket_url}/model/a.bin", bytes(5000))
+    fetch = (
+        "import pathlib, resource, signal, sys\n"
+        "from pipeline.cli import _guarded\n"
+        "from pipeline import storage\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "sys.exit(_guarded(lambda: storage.fetch_folder(sys.argv[1], pathlib.Path(sys.argv[2])), False))"
+    )
+    command = [sys.executable, "-c", fetch, f"{s3_bucket_url}/model", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    told = f"gwm: Cannot write {tmp_path}/a.bin: the file is larger than this disk or a limit allows.\n"
+    assert done.stderr == told
+
+
 def test_a_file_half_written_by_a_killed_run_is_not_listed(tmp_path: Path) -> None:
     storage.write_bytes(str(tmp_path / "x"), b"")
     (tmp_path / f"{storage.TEMPORARY_PREFIX}abc").write_bytes(b"half")
@@ -188,7 +236,7 @@ def test_storage_that_does_not_let_us_in(
         monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name)
         if not value:
             monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    s3fs.S3FileSystem.clear_instance_cache()
+    PatientS3.clear_instance_cache()
     with pytest.raises(GwmError, match=said) as raised:
         storage.write_bytes(f"{s3_bucket_url}/x", b"")
     assert "wrong-secret" not in str(raised.value)
