@@ -29,7 +29,8 @@ class ClusterMailbox:
 
     def __init__(self) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self._actor: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
+        mailbox: Any = ray.remote(Mailbox)
+        self._actor = mailbox.options(num_cpus=0, scheduling_strategy=here).remote()
 
     def put(self, event: Event) -> None:
         """Adds one event."""

@@ -99,7 +99,8 @@ def to_bytes(segmenter: Segmenter, optimizer: torch.optim.Optimizer, state: Trai
     for parameter, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{parameter}.{key}": tensor for key, tensor in values.items()}
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return save(contiguous, metadata={"state": json.dumps(asdict(state))})
+    content: bytes = save(contiguous, metadata={"state": json.dumps(asdict(state))})
+    return content
 
 
 def from_bytes(content: bytes, segmenter: Segmenter, optimizer: torch.optim.Optimizer) -> TrainingState:

@@ -126,7 +126,7 @@ def test_wrong_weights_and_blocks_are_clear_errors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not fit the backbone"):
         load_backbone(replace(TINY_VIT, weights=str(tmp_path / "foreign.safetensors")))
     (tmp_path / "text.pth").write_text("not a checkpoint")
-    with pytest.raises(ValueError, match="does not fit the backbone"):
+    with pytest.raises(ValueError, match="is no checkpoint"):
         load_backbone(replace(TINY_VIT, weights=str(tmp_path / "text.pth")))
     with pytest.raises(ValueError, match="timm has no backbone"):
         load_backbone(replace(TINY_VIT, name="vit_of_nobody"))
