@@ -21,7 +21,7 @@ from pipeline.load_config import digest, fingerprint, flatten
 from pipeline.placement import start_ray, unwrap
 from pipeline.progress import Progress
 from pipeline.sample_cache import cache_folder
-from pipeline.summary import show_summary, write_json, write_summary
+from pipeline.summary import show_summary, write_summary
 from pipeline.tracking import Tracker
 from pipeline.train_worker import CHECKPOINTS, TrainJob, configured_segmenter, train_worker
 from pipeline.training_log import TrainingLog
@@ -133,9 +133,7 @@ def finished(
     state: TrainingState,
     seconds: float,
 ) -> dict[str, Any]:
-    """Writes and shows the summary; the losses go to metrics.json beside it."""
-    if state.history:
-        write_json(storage.join(output.url, "metrics.json"), state.history)
+    """Writes and shows the summary."""
     summary = write_summary(
         output.url,
         command="train",

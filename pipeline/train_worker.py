@@ -25,6 +25,7 @@ from pipeline.events import ClusterMailbox, Mailbox
 from pipeline.flow_dataset import FlowDataset
 from pipeline.placement import torch_device, torch_threads
 from pipeline.sample_cache import SampleCache, cache_folder
+from pipeline.summary import write_json
 from pipeline.training_pictures import training_picture
 from pipeline.training_state import Checkpoints, TrainingState, from_bytes, step_of
 
@@ -32,6 +33,8 @@ CHECKPOINTS = "training"
 """Folder of the checkpoints in the output."""
 LOOK_EVERY_STEPS = 10
 """Steps between looks for a preemption notice, at which the ranks wait for each other."""
+METRICS_FILE = "metrics.json"
+"""In the output: the values logged on the way."""
 SOURCES_NAMED = 3
 
 
@@ -63,7 +66,7 @@ def train_worker(job: TrainJob) -> None:
     if state.bad_batches > config.max_bad_batches:
         state.stopped = rank.why_stopped()
     elif rank.share.rank == 0:
-        publish(rank.segmenter, config.output)
+        publish(rank.segmenter, state, config.output)
     rank.tell({"state": state})
 
 
@@ -206,8 +209,9 @@ def configured_segmenter(config: SegmenterConfig) -> Segmenter:
             raise GwmError(f"segmenter.backbone cannot be built: {error}") from error
 
 
-def publish(segmenter: Segmenter, output: str) -> None:
-    """Writes the finished segmenter to `output`; segmenter.json comes last and marks it as done."""
+def publish(segmenter: Segmenter, state: TrainingState, output: str) -> None:
+    """Writes the history and the finished segmenter to `output`; segmenter.json comes last and marks it as done."""
+    write_json(storage.join(output, METRICS_FILE), state.history)
     with tempfile.TemporaryDirectory() as folder:
         save_segmenter(segmenter, folder)
         for name in (WEIGHTS_FILE, CONFIG_FILE):

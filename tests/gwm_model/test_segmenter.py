@@ -178,6 +178,26 @@ def test_a_batch_that_is_not_finite_changes_nothing() -> None:
         assert torch.equal(tensor, before[name]), name
 
 
+class InfiniteLoss(torch.nn.Module):
+    """A loss that is not finite, with a gradient that would be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(3))
+
+    def forward(self, batch: TrainBatch) -> torch.Tensor:
+        return self.weight.sum() + batch.images.sum() * float("inf")
+
+
+def test_a_loss_that_is_not_finite_has_no_gradient_either() -> None:
+    """So with several ranks all of them see it: their gradients are averaged, their losses are not."""
+    module = InfiniteLoss()
+    optimizer = make_optimizer(module, OptimizerConfig())
+    values = train_step(module, optimizer, two_colours(), learning_rate=1e-3, max_gradient_norm=1.0)
+    assert values["gradient_norm"] != values["gradient_norm"]
+    assert torch.equal(module.weight, torch.ones(3))
+
+
 def test_features_given_train_as_features_computed() -> None:
     module = SegmenterLoss(build_segmenter(replace(MASKFORMER, num_masks=2)), ObjectiveConfig()).eval()
     batch = two_colours()

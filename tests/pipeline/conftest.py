@@ -39,6 +39,7 @@ from pipeline.inference import read_model_card
 from pipeline.inputs import find_images, find_videos
 from pipeline.masks import MaskRow, mask_rows
 from pipeline.records import FLOW_SCHEMA_VERSION, Row
+from pipeline.sample_cache import Sample, SampleCache, cache_folder
 from pipeline.scenes import render_scene, write_video
 from pipeline.stages.decode_clip import decode_clip
 from pipeline.stages.estimate_flow import EstimateFlow
@@ -281,6 +282,23 @@ def maskformer() -> SegmenterConfig:
         decoder_layers=1,
         backbone=BackboneConfig(name="vit_tiny_patch16_224", weights="none", blocks=(1,)),
     )
+
+
+@pytest.fixture
+def poison() -> Callable[[TrainConfig, range], None]:
+    """Plants frames whose flow is not a number in a run's cache, where training finds them."""
+
+    def plant(config: TrainConfig, frame_ids: range) -> None:
+        flow = open_flow_dataset(config.flow)
+        folder = cache_folder(config.cache.directory, cache_name(config, flow))
+        size = (config.segmenter.height_px, config.segmenter.width_px)
+        not_a_number = np.full((2, 2, *size), np.nan, np.float16)
+        bad = Sample(np.zeros((3, *size), np.uint8), [], not_a_number, np.array([True, True]))
+        cache = SampleCache(folder, flow.num_frames, config.cache.max_bytes)
+        for frame_id in frame_ids:
+            cache.get(frame_id, lambda _: bad)
+
+    return plant
 
 
 class OneProcess:

@@ -16,8 +16,7 @@ from pipeline.config import CacheConfig, StagePlacement, TrainConfig, TrainPlace
 from pipeline.dataset import Dataset
 from pipeline.errors import GwmError
 from pipeline.flow_dataset import open_flow_dataset, refuse_other_flow
-from pipeline.sample_cache import Sample, SampleCache, cache_folder
-from pipeline.train import cache_name, train
+from pipeline.train import train
 from pipeline.training_state import TrainingState
 
 Events = list[dict[str, Any]]
@@ -107,19 +106,7 @@ def test_training_leaves_a_segmenter_losses_and_pictures(train_config: TrainConf
     assert load_segmenter(train_config.output).config == train_config.segmenter
 
 
-def poison(config: TrainConfig, frame_ids: range) -> None:
-    """Plants frames whose flow is not a number in the cache, where training finds them."""
-    flow = open_flow_dataset(config.flow)
-    folder = cache_folder(config.cache.directory, cache_name(config, flow))
-    height, width = config.segmenter.height_px, config.segmenter.width_px
-    image = np.zeros((3, height, width), np.uint8)
-    bad = Sample(image, [], np.full((2, 2, height, width), np.nan, np.float16), np.array([True, True]))
-    cache = SampleCache(folder, flow.num_frames, config.cache.max_bytes)
-    for frame_id in frame_ids:
-        cache.get(frame_id, lambda _: bad)
-
-
-def test_a_bad_batch_is_skipped_and_counted(train_config: TrainConfig, one_process) -> None:
+def test_a_bad_batch_is_skipped_and_counted(train_config: TrainConfig, one_process, poison) -> None:
     """Frame 0 is drawn once in each epoch of 5 steps."""
     poison(train_config, range(1))
     state = final_state(one_process.train(train_config))
@@ -132,7 +119,7 @@ def test_a_bad_batch_is_skipped_and_counted(train_config: TrainConfig, one_proce
 
 
 def test_too_many_bad_batches_end_the_run_where_an_interrupted_one_ends_too(
-    train_config: TrainConfig, one_process
+    train_config: TrainConfig, one_process, poison
 ) -> None:
     """The count is part of the checkpoint; the sentence says what to look at; nothing is published."""
     poison(train_config, range(1))
