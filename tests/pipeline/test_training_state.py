@@ -11,8 +11,9 @@ import torch
 
 from gwm_model.config import SegmenterConfig
 from gwm_model.segmenter import Segmenter, build_segmenter
+from pipeline import storage
 from pipeline.config import TrainConfig
-from pipeline.training_state import Checkpoints, TrainingState, from_bytes
+from pipeline.training_state import Checkpoints, TrainingState, from_bytes, step_of
 
 
 class Exploit:
@@ -64,6 +65,18 @@ def test_the_newest_two_are_kept_and_other_files_left_alone(tmp_path: Path) -> N
         checkpoints.write(segmenter, optimizer, TrainingState(step=step))
     names = sorted(path.name.partition("-")[0] for path in tmp_path.iterdir())
     assert names == ["notes.txt", "step_000000002", "step_000000003"]
+
+
+def test_checkpoints_in_a_bucket(bucket) -> None:
+    (segmenter, optimizer), checkpoints = trained(), Checkpoints(storage.join(bucket.url, "training"))
+    for step in (1, 2, 3):
+        checkpoints.write(segmenter, optimizer, TrainingState(step=step))
+    older, newest = storage.list_files(checkpoints.url)
+    storage.write_bytes(newest, storage.read_bytes(newest)[:1000])
+    found, damaged = Checkpoints(checkpoints.url).newest()
+    assert found is not None
+    assert older.endswith(found.name)
+    assert [step_of(name) for name in (found.name, *damaged)] == [2, 3]
 
 
 def cut(path: Path) -> None:
