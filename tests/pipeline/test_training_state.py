@@ -67,8 +67,8 @@ def test_the_newest_two_are_kept_and_other_files_left_alone(tmp_path: Path) -> N
     assert names == ["notes.txt", "step_000000002", "step_000000003"]
 
 
-def test_checkpoints_in_a_bucket(bucket) -> None:
-    (segmenter, optimizer), checkpoints = trained(), Checkpoints(storage.join(bucket.url, "training"))
+def test_checkpoints_in_a_bucket(s3) -> None:
+    (segmenter, optimizer), checkpoints = trained(), Checkpoints(storage.join(s3.url, "training"))
     for step in (1, 2, 3):
         checkpoints.write(segmenter, optimizer, TrainingState(step=step))
     older, newest = storage.list_files(checkpoints.url)
