@@ -278,7 +278,7 @@ def test_a_run_moves_on_when_its_machine_is_taken_away(
     """A cluster of three Ray nodes; the one with the worker is drained, as before a preemption, and then removed."""
     config = replace(
         train_config,
-        num_steps=3000,
+        num_steps=1000,
         checkpoint_every_steps=100_000,  # so the notice alone brings a checkpoint
         log_every_steps=10,
         picture_every_steps=20,
@@ -297,7 +297,7 @@ def test_a_run_moves_on_when_its_machine_is_taken_away(
     lines = done.stdout.splitlines()
     print(lines[:2])
     step = int(lines[0].removeprefix("notice "))
-    assert 0 < step < 3000
+    assert 0 < step < 1000
     assert lines[1] == "moved"
     whole = replace(config, output=train_config.output)
     one_process.train(whole)
