@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from gwm_model.config import BackboneConfig
 
+PICKLED = "holds pickled objects other than tensors, which are never loaded"
+
 
 class Backbone(nn.Module):
     """Normalised RGB images -> feature maps, from shallow to deep."""
@@ -102,7 +104,10 @@ def create_network(config: BackboneConfig, is_transformer: bool) -> Any:
     try:
         network = timm.create_model(config.name, pretrained=config.weights == "pretrained", **shape)
     except RuntimeError as error:
-        raise ValueError(f"timm has no backbone {config.name}: {first_line(error)}") from error
+        sentence = f"timm has no backbone {config.name}: {first_line(error)}"
+        if isinstance(error.__cause__, UnpicklingError):
+            sentence = f"The checkpoint of {config.name} {PICKLED}."
+        raise ValueError(sentence) from error
     if config.weights not in ("pretrained", "none"):
         load_weights(network, config, is_transformer)
     return network
@@ -119,7 +124,9 @@ def load_weights(network: Any, config: BackboneConfig, is_transformer: bool) -> 
             state = state.get(wrapper, state)
         state = checkpoint_filter_fn(state, network) if is_transformer else state
         missing = network.load_state_dict(state, strict=False).missing_keys
-    except (RuntimeError, SafetensorError, UnpicklingError, AttributeError, KeyError) as error:
+    except UnpicklingError as error:
+        raise ValueError(f"{config.weights} is no checkpoint, or {PICKLED}.") from error
+    except (RuntimeError, SafetensorError, AttributeError, KeyError) as error:
         raise ValueError(
             f"{config.weights} does not fit the backbone {config.name}: {first_line(error)}"
         ) from error

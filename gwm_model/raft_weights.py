@@ -7,7 +7,8 @@ The original checkpoints (princeton-vl/RAFT) hold the same tensors under other n
 import hashlib
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 from urllib.error import URLError
@@ -70,7 +71,11 @@ def _read_state(name: RaftName, weights: str) -> dict[str, Tensor]:
         short_name = "DEFAULT"
     try:
         if short_name in known.__members__:
-            return dict(known[short_name].get_state_dict(progress=False, check_hash=True))
+            # What lies in torch's hub folder under this name is read like any other file.
+            with _readable(weights):
+                return dict(
+                    known[short_name].get_state_dict(progress=False, check_hash=True, weights_only=True)
+                )
         if weights.startswith(("http://", "https://")):
             return _download(weights)
     except URLError as error:
@@ -110,21 +115,28 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         )
     if head.lstrip()[:1] == b"<":
         raise WeightsError(f"weights '{path}' is a web page, not a checkpoint: download the file again")
-    try:
+    with _readable(str(path)):
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         return _tensors(torch.load(path, map_location="cpu", weights_only=True), str(path))
+
+
+@contextmanager
+def _readable(where: str) -> Iterator[None]:
+    """Turns what the readers of checkpoints raise into WeightsError."""
+    try:
+        yield
     except SafetensorError as error:
         raise WeightsError(
-            f"weights '{path}' is not a readable safetensors file; it may be cut off"
+            f"weights '{where}' is not a readable safetensors file; it may be cut off"
         ) from error
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"weights '{path}' holds pickled objects other than tensors, which are never loaded"
+            f"weights '{where}' holds pickled objects other than tensors, which are never loaded"
         ) from error
     except (RuntimeError, EOFError) as error:
         raise WeightsError(
-            f"weights '{path}' is not a readable torch checkpoint; it may be cut off"
+            f"weights '{where}' is not a readable torch checkpoint; it may be cut off"
         ) from error
 
 

@@ -88,7 +88,8 @@ def train_step(
 ) -> dict[str, float]:
     """Updates the module once; returns `loss` and `gradient_norm` (before clipping).
 
-    A batch whose loss or gradient is not finite changes nothing; the values returned say so.
+    A batch whose loss or gradient is not finite changes nothing; its `gradient_norm` is not finite then, on every
+    rank: the gradients of all ranks are averaged.
     """
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
@@ -96,7 +97,7 @@ def train_step(
     with torch.autocast(device_type, torch.bfloat16, enabled=precision == "bfloat16"):
         loss = module(batch)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    loss.backward(torch.where(loss.isfinite(), 1.0, torch.nan))
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     norm = nn.utils.clip_grad_norm_(parameters, max_gradient_norm)
     if torch.isfinite(norm):

@@ -83,7 +83,9 @@ class BatchLoader:
         features = []
         if self.keeps_features:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-                features = [maps[0].half().cpu().numpy() for maps in self.segmenter.features(image / 255.0)]
+                maps = self.segmenter.features(image / 255.0)
+            # Contiguous as in the cache: from another layout a convolution computes other last bits.
+            features = [each[0].half().cpu().contiguous().numpy() for each in maps]
         return Sample(image[0].byte().cpu().numpy(), features, flow.half().numpy(), frame.has_flow)
 
 

@@ -171,6 +171,8 @@ class TrainConfig:
     seed: int = 0
     num_workers: int = 1
     """DDP workers."""
+    max_bad_batches: int = 20
+    """Batches whose loss or gradient is not finite are skipped; more than this many end the run."""
     checkpoint_every_steps: int = 500
     log_every_steps: int = 20
     picture_every_steps: int = 500
@@ -182,6 +184,7 @@ class TrainConfig:
         at_least(1, num_workers=self.num_workers)
         at_least(1, checkpoint_every_steps=self.checkpoint_every_steps, log_every_steps=self.log_every_steps)
         at_least(1, picture_every_steps=self.picture_every_steps)
+        at_least(0, max_bad_batches=self.max_bad_batches)
         whole = self.batch_size % self.num_workers == 0
         require(whole, f"batch_size must be a multiple of num_workers ({self.num_workers})")
         require(self.precision in ("float32", "bfloat16"), "precision must be float32 or bfloat16")

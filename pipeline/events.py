@@ -3,6 +3,7 @@
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 Event = dict[str, Any]
 
@@ -24,10 +25,12 @@ class Mailbox:
 
 
 class ClusterMailbox:
-    """A mailbox in an actor of its own, reachable from every worker."""
+    """A mailbox in an actor of its own, on the driver's machine: a machine that leaves does not take it along."""
 
     def __init__(self) -> None:
-        self._actor: Any = ray.remote(num_cpus=0)(Mailbox).remote()
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        mailbox: Any = ray.remote(Mailbox)
+        self._actor = mailbox.options(num_cpus=0, scheduling_strategy=here).remote()
 
     def put(self, event: Event) -> None:
         """Adds one event."""

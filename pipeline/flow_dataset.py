@@ -2,7 +2,7 @@
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from threading import Lock
@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.dataset import Dataset
 from pipeline.errors import GwmError
+from pipeline.load_config import digest
 from pipeline.manifest import ShardEntry
 from pipeline.records import decode_flow, decode_image, flow_column, has_flow_column
 
@@ -22,6 +23,10 @@ SHUFFLE_SHARDS = 256
 """Shards whose frames are shuffled together: the order stays random and a reader keeps this many files in sight."""
 OPEN_SHARDS = 512
 """Shards kept open for reading (their footers are then read once)."""
+
+
+FLOW_FILE = "flow.json"
+"""In the output of training: the shards that it began with."""
 
 
 class Frame(NamedTuple):
@@ -52,6 +57,15 @@ class FlowDataset:
         """The id of each shard's first frame: ids number the frames of all shards in order."""
         rows = np.array([0, *(shard.num_rows for shard in self.shards)], np.int64)
         return np.cumsum(rows)[:-1]
+
+    def content_digest(self) -> str:
+        """Equal for equal shards, wherever they lie."""
+        return digest({shard.unit: shard.sha256 for shard in self.shards})
+
+    def sources(self, frame_ids: Sequence[int]) -> list[str]:
+        """The inputs that these frames were made from, each once, sorted."""
+        shards = np.searchsorted(self.first_ids(), frame_ids, side="right") - 1
+        return sorted({self.shards[shard].source for shard in shards})
 
     def epoch(self, seed: int, epoch: int) -> Iterator[int]:
         """All frame ids, each once, in an order that depends on seed and epoch alone.
@@ -89,6 +103,25 @@ def open_flow_dataset(url: str) -> FlowDataset:
         )
     gaps = tuple(json.loads(dataset.description()["config"]["estimate_flow.gaps"]))
     return FlowDataset(shards, gaps, dataset)
+
+
+def refuse_other_flow(output: str, flow: FlowDataset) -> None:
+    """Notes in `output` with which shards training began; GwmError where it began with others."""
+    url = storage.join(output, FLOW_FILE)
+    now = {"digest": flow.content_digest(), "num_shards": len(flow.shards), "num_frames": flow.num_frames}
+    if storage.create_bytes(url, (json.dumps(now) + "\n").encode()):
+        return
+    try:
+        before = json.loads(storage.read_bytes(url))
+        is_same = before["digest"] == now["digest"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise GwmError(f"{url} is damaged: choose another output.") from error
+    if not is_same:
+        raise GwmError(
+            f"The flow dataset {flow.dataset.url} has changed since training into {output} began "
+            f"({before['num_shards']} shards with {before['num_frames']} frames then, {now['num_shards']} with "
+            f"{now['num_frames']} now): one run does not mix the two; choose another output."
+        )
 
 
 class FrameReader:

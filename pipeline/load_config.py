@@ -26,6 +26,7 @@ NOT_PART_OF_A_RESULT = (
     "decode.timeout_s",
     "cache",
     "num_workers",
+    "max_bad_batches",
     "checkpoint_every_steps",
     "log_every_steps",
     "picture_every_steps",

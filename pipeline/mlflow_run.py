@@ -64,9 +64,14 @@ def import_mlflow() -> Any:
 
 
 class MlflowRun:
-    """An open run; `run_id` attaches to a known one, otherwise it is found by its tags or created."""
+    """An open run; `run_id` attaches to a known one, otherwise it is found by its tags or created.
+
+    A run that has a metric `step` was logged up to there: a resumed training repeats some steps, and MLflow keeps
+    every value that it is given.
+    """
 
     def __init__(self, description: RunDescription, run_id: str | None = None) -> None:
+        self._logged_step = -1
         self._client = import_mlflow().MlflowClient(tracking_uri=description.uri)
         self.run_id = run_id or self._attach(description)
 
@@ -77,6 +82,7 @@ class MlflowRun:
         metrics = [
             Metric(re.sub(r"[^\w\-. /]", "_", value.name), value.value, value.timestamp_ms, value.step)
             for value in values
+            if value.step > self._logged_step
         ]
         for start in range(0, len(metrics), METRICS_IN_BATCH):
             self._client.log_batch(self.run_id, metrics=metrics[start : start + METRICS_IN_BATCH])
@@ -107,6 +113,7 @@ class MlflowRun:
             run = self._client.create_run(experiment_id, tags=_tags(description), run_name=name)
         else:
             self._client.update_run(run.info.run_id, status="RUNNING")
+            self._logged_step = int(run.data.metrics.get("step", -1))
         # Parameters never change in MLflow; a resumed run keeps the first ones.
         known = run.data.params
         self._log_params(

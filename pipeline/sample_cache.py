@@ -2,7 +2,8 @@
 
 The arrays are memory-mapped files shared by the ranks of a node: the system keeps in memory what fits and
 reads the rest from disk. A frame is filled in when it is first drawn, and never computed twice while it is
-kept.
+kept. What a killed process had filled in is used again: the system still holds it. A power cut may leave a frame that
+is marked without being written; `cache.directory` can be deleted at any time.
 """
 
 from collections.abc import Callable
@@ -29,7 +30,7 @@ class Sample:
 
     def arrays(self) -> dict[str, npt.NDArray[np.generic]]:
         """The sample as named arrays."""
-        features = {f"features_{index}": feature for index, feature in enumerate(self.features)}
+        features = {f"features_{index:03d}": feature for index, feature in enumerate(self.features)}
         return {"image": self.image, "flow": self.flow, "has_flow": self.has_flow, **features}
 
 

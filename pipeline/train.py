@@ -8,7 +8,7 @@ from functools import partial
 from threading import Thread
 from typing import Any
 
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from gwm_model.checkpoint import CONFIG_FILE
@@ -16,17 +16,19 @@ from pipeline import storage
 from pipeline.config import ClusterPlacement, TrainConfig
 from pipeline.dataset import Dataset
 from pipeline.events import ClusterMailbox, Event
-from pipeline.flow_dataset import FlowDataset, open_flow_dataset
+from pipeline.flow_dataset import FlowDataset, open_flow_dataset, refuse_other_flow
 from pipeline.load_config import digest, fingerprint, flatten
 from pipeline.placement import start_ray, unwrap
 from pipeline.progress import Progress
 from pipeline.sample_cache import cache_folder
-from pipeline.summary import show_summary, write_json, write_summary
+from pipeline.summary import show_summary, write_summary
 from pipeline.tracking import Tracker
-from pipeline.train_worker import TrainJob, configured_segmenter, train_worker
+from pipeline.train_worker import CHECKPOINTS, TrainJob, configured_segmenter, train_worker
+from pipeline.training_log import TrainingLog
+from pipeline.training_state import TrainingState
 
 MAX_FAILURES = 3
-"""Times that training starts again from its last checkpoint after a worker died, before the job gives up."""
+"""Times that training starts again after a worker died, before the job gives up; an announced loss is not counted."""
 
 SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -36,8 +38,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
     flow = open_flow_dataset(config.flow)
     configured_segmenter(config.segmenter)  # weights that do not fit are refused before anything is written
     output = Dataset.open(config.output, kind="model", config=config, schema_version=1)
+    refuse_other_flow(config.output, flow)
     if storage.exists(storage.join(config.output, CONFIG_FILE)):
-        return finished(config, output, {"skipped": 1}, [], 0.0)
+        return finished(config, output, {"skipped": 1}, TrainingState(), 0.0)
     start_ray(ClusterPlacement(address=config.placement.address))
     tracker = Tracker.start(
         config.tracking,
@@ -49,31 +52,26 @@ def train(config: TrainConfig) -> dict[str, Any]:
     began = time.monotonic()
     events = ClusterMailbox()
     job = TrainJob(config=config, flow=flow, cache_name=cache_name(config, flow), events=events)
-    history: list[dict[str, float]] = []
     try:
         with Progress(total=config.num_steps, unit="steps") as progress:
+            log = TrainingLog(config.output, tracker, progress)
             for event in news(events, in_background(trainer(job))):
-                if "values" in event:
-                    step = int(event["values"]["step"])
-                    tracker.log_metrics(event["values"], step=step)
-                    progress.reach(step, loss=event["values"]["loss"])
-                elif "picture" in event:
-                    name = f"pictures/step_{event['step']:06d}.jpg"
-                    storage.write_bytes(storage.join(config.output, name), event["picture"])
-                    tracker.log_bytes(name, event["picture"])
-                else:
-                    history = event["state"].history
+                log.take(event)
+        log.check_finished()
     except BaseException as error:
         tracker.finish("FAILED" if isinstance(error, Exception) else "KILLED")
         raise unwrap(error) from error
     shutil.rmtree(cache_folder(config.cache.directory, job.cache_name), ignore_errors=True)
-    summary = finished(config, output, {"done": 1}, history, time.monotonic() - began)
+    summary = finished(config, output, {"done": 1}, log.state, time.monotonic() - began)
     tracker.finish("FINISHED")
     return summary
 
 
 def trainer(job: TrainJob) -> TorchTrainer:
-    """Ray Train around `train_worker`; its checkpoints lie in `output/training`, found again by name."""
+    """Ray Train around `train_worker`: it starts the ranks again when one dies or its machine is taken away.
+
+    Checkpoints are the workers' own: Ray's list of them is written in place, and one cut short stops every rerun.
+    """
     config, place = job.config, job.config.placement.train_worker
     filesystem, path = storage.arrow_filesystem(config.output)
     return TorchTrainer(
@@ -85,11 +83,10 @@ def trainer(job: TrainJob) -> TorchTrainer:
             | ({"GPU": place.num_gpus} if place.num_gpus > 0 else {}),
         ),
         run_config=RunConfig(
-            name="training",
+            name=CHECKPOINTS,
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
 
@@ -120,26 +117,23 @@ def news(events: ClusterMailbox, fit: Future[None]) -> Iterator[Event]:
 
 def cache_name(config: TrainConfig, flow: FlowDataset) -> str:
     """Equal for runs whose samples are equal: same frames, same size, same frozen backbone."""
-    shards = {shard.unit: shard.sha256 for shard in flow.shards}
     segmenter = {
         key: value
         for key, value in flatten(config.segmenter).items()
         if "backbone" in key or key.endswith("_px")
     }
     shape = {"architecture": config.segmenter.architecture, "precision": config.precision}
-    return digest(shards | segmenter | shape)
+    return digest({"flow": flow.content_digest()} | segmenter | shape)
 
 
 def finished(
     config: TrainConfig,
     output: Dataset,
     counts: dict[str, int],
-    history: list[dict[str, float]],
+    state: TrainingState,
     seconds: float,
 ) -> dict[str, Any]:
-    """Writes and shows the summary; the losses go to metrics.json beside it."""
-    if history:
-        write_json(storage.join(output.url, "metrics.json"), history)
+    """Writes and shows the summary."""
     summary = write_summary(
         output.url,
         command="train",
@@ -147,7 +141,9 @@ def finished(
         counts=counts,
         seconds={"total": seconds},
         steps=config.num_steps,
-        loss=history[-1]["loss"] if history else None,
+        loss=state.history[-1].get("loss") if state.history else None,
+        bad_batches=state.bad_batches,
+        fallbacks=state.fallbacks,
     )
     show_summary(
         summary, f"gwm segment --config conf/segment.yaml images=... model={config.output} output=..."

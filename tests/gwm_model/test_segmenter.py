@@ -126,7 +126,7 @@ def test_wrong_weights_and_blocks_are_clear_errors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not fit the backbone"):
         load_backbone(replace(TINY_VIT, weights=str(tmp_path / "foreign.safetensors")))
     (tmp_path / "text.pth").write_text("not a checkpoint")
-    with pytest.raises(ValueError, match="does not fit the backbone"):
+    with pytest.raises(ValueError, match="is no checkpoint"):
         load_backbone(replace(TINY_VIT, weights=str(tmp_path / "text.pth")))
     with pytest.raises(ValueError, match="timm has no backbone"):
         load_backbone(replace(TINY_VIT, name="vit_of_nobody"))
@@ -176,6 +176,26 @@ def test_a_batch_that_is_not_finite_changes_nothing() -> None:
     assert values["gradient_norm"] != values["gradient_norm"]
     for name, tensor in module.state_dict().items():
         assert torch.equal(tensor, before[name]), name
+
+
+class InfiniteLoss(torch.nn.Module):
+    """A loss that is not finite, with a gradient that would be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(3))
+
+    def forward(self, batch: TrainBatch) -> torch.Tensor:
+        return self.weight.sum() + batch.images.sum() * float("inf")
+
+
+def test_a_loss_that_is_not_finite_has_no_gradient_either() -> None:
+    """So with several ranks all of them see it: their gradients are averaged, their losses are not."""
+    module = InfiniteLoss()
+    optimizer = make_optimizer(module, OptimizerConfig())
+    values = train_step(module, optimizer, two_colours(), learning_rate=1e-3, max_gradient_norm=1.0)
+    assert values["gradient_norm"] != values["gradient_norm"]
+    assert torch.equal(module.weight, torch.ones(3))
 
 
 def test_features_given_train_as_features_computed() -> None:

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -13,17 +15,32 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray.train
 import torch
 
 from gwm_model import save_segmenter
-from gwm_model.config import SegmenterConfig
+from gwm_model.config import BackboneConfig, SegmenterConfig
 from gwm_model.segmenter import build_segmenter
-from pipeline.config import DecodeConfig, EstimateFlowConfig, PrepareConfig, SegmentConfig
+from pipeline import train_worker as loop
+from pipeline.config import (
+    CacheConfig,
+    DecodeConfig,
+    EstimateFlowConfig,
+    PrepareConfig,
+    SegmentConfig,
+    StagePlacement,
+    TrainConfig,
+    TrainPlacement,
+)
 from pipeline.dataset import Dataset
+from pipeline.events import Event, Mailbox
+from pipeline.flow_dataset import open_flow_dataset
 from pipeline.inference import read_model_card
 from pipeline.inputs import find_images, find_videos
 from pipeline.masks import MaskRow, mask_rows
-from pipeline.records import Row
+from pipeline.records import FLOW_SCHEMA_VERSION, Row
+from pipeline.sample_cache import Sample, SampleCache, cache_folder
+from pipeline.scenes import render_scene, write_video
 from pipeline.stages.decode_clip import decode_clip
 from pipeline.stages.estimate_flow import EstimateFlow
 from pipeline.stages.load_chunk import load_chunk
@@ -32,6 +49,7 @@ from pipeline.stages.plan_clips import plan_clips
 from pipeline.stages.segment_images import SegmentImages
 from pipeline.stages.write_flow_shard import write_flow_shard
 from pipeline.stages.write_mask_shard import write_mask_shard
+from pipeline.train import cache_name
 
 MakeVideo = Callable[..., Path]
 
@@ -220,3 +238,109 @@ class StagesOfSegment:
 @pytest.fixture
 def segment_stages(tmp_path: Path, tiny_model: str) -> StagesOfSegment:
     return StagesOfSegment(tmp_path, tiny_model)
+
+
+@pytest.fixture(scope="session")
+def rendered_flow(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A flow dataset of two rendered scenes of 10 frames, with DIS flow; not to be changed."""
+    stages = StagesOfPrepare(tmp_path_factory.mktemp("rendered"))
+    (stages.folder / "videos").mkdir()
+    for seed in (0, 1):
+        scene = render_scene(seed, num_frames=10, height_px=64, width_px=96)
+        write_video(str(stages.folder / "videos" / f"{seed}.mp4"), scene.frames)
+    config = stages.config()
+    dataset = Dataset.open(config.output, kind="flow", config=config, schema_version=FLOW_SCHEMA_VERSION)
+    stages.run(config)
+    dataset.write_manifest()
+    return config.output
+
+
+@pytest.fixture
+def train_config(rendered_flow: str, tmp_path: Path) -> TrainConfig:
+    """A short training of a small U-Net, with a cache of its own."""
+    return TrainConfig(
+        flow=rendered_flow,
+        output=str(tmp_path / "model"),
+        segmenter=SegmenterConfig(architecture="unet", height_px=48, width_px=80, hidden_channels=8),
+        cache=CacheConfig(directory=str(tmp_path)),
+        num_steps=12,
+        batch_size=4,
+        checkpoint_every_steps=3,
+        log_every_steps=1,
+        picture_every_steps=6,
+        placement=TrainPlacement(train_worker=StagePlacement(num_cpus=0.5)),
+    )
+
+
+@pytest.fixture
+def maskformer() -> SegmenterConfig:
+    """A small MaskFormer on a frozen transformer with random weights."""
+    return SegmenterConfig(
+        height_px=48,
+        width_px=80,
+        hidden_channels=16,
+        decoder_layers=1,
+        backbone=BackboneConfig(name="vit_tiny_patch16_224", weights="none", blocks=(1,)),
+    )
+
+
+@pytest.fixture
+def poison() -> Callable[[TrainConfig, range], None]:
+    """Plants frames whose flow is not a number in a run's cache, where training finds them."""
+
+    def plant(config: TrainConfig, frame_ids: range) -> None:
+        flow = open_flow_dataset(config.flow)
+        folder = cache_folder(config.cache.directory, cache_name(config, flow))
+        size = (config.segmenter.height_px, config.segmenter.width_px)
+        not_a_number = np.full((2, 2, *size), np.nan, np.float16)
+        bad = Sample(np.zeros((3, *size), np.uint8), [], not_a_number, np.array([True, True]))
+        cache = SampleCache(folder, flow.num_frames, config.cache.max_bytes)
+        for frame_id in frame_ids:
+            cache.get(frame_id, lambda _: bad)
+
+    return plant
+
+
+class OneProcess:
+    """Ray Train's part for one rank in this process."""
+
+    def __init__(self) -> None:
+        self.notice: ray.train.PreemptionInfo | None = None
+
+    def get_context(self) -> SimpleNamespace:
+        """Rank 0 of 1."""
+        return SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
+
+    def get_preemption_info(self) -> "ray.train.PreemptionInfo | None":
+        """The notice that the test sets."""
+        return self.notice
+
+    def train(self, config: TrainConfig) -> list[Event]:
+        """Trains; the worker's events."""
+        events, flow = Mailbox(), open_flow_dataset(config.flow)
+        loop.train_worker(
+            loop.TrainJob(config=config, flow=flow, cache_name=cache_name(config, flow), events=events)
+        )
+        return events.take()
+
+    def interrupt(self, config: TrainConfig, in_step: int) -> None:
+        """Trains until the process is interrupted within a step."""
+        original, calls = loop.train_step, count(1)
+
+        def dies(*args: Any, **kwargs: Any) -> Any:
+            if next(calls) == in_step:
+                raise KeyboardInterrupt
+            return original(*args, **kwargs)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "train_step", dies)
+            with pytest.raises(KeyboardInterrupt):
+                self.train(config)
+
+
+@pytest.fixture
+def one_process(monkeypatch: pytest.MonkeyPatch) -> OneProcess:
+    stand_in = OneProcess()
+    for name in ("get_context", "get_preemption_info"):
+        monkeypatch.setattr(ray.train, name, getattr(stand_in, name))
+    return stand_in

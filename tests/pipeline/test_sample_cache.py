@@ -1,3 +1,7 @@
+import multiprocessing
+import os
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,3 +63,31 @@ def test_no_room_at_all_still_trains(tmp_path: Path) -> None:
     assert_same(cache.get(1, make), sample_of(1))
     assert_same(cache.get(1, make), sample_of(1))
     assert make.made == [1, 1]
+
+
+class KillsItsProcess:
+    """An array that ends the process at the moment when it is copied into the cache."""
+
+    def __array__(self, *args: object, **kwargs: object) -> np.ndarray:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+def fill_until_killed(folder: Path) -> None:
+    cache = SampleCache(folder, 5, 10**6)
+    cache.get(3, sample_of)
+    cache.get(1, lambda frame_id: replace(sample_of(frame_id), flow=KillsItsProcess()))
+
+
+def test_a_frame_that_a_killed_process_left_half_written_is_made_again(tmp_path: Path) -> None:
+    """The image of frame 1 is in the cache, its flow is not; frame 3 is whole and stays."""
+    killed = multiprocessing.get_context("fork").Process(target=fill_until_killed, args=(tmp_path,))
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
+    images = np.fromfile(tmp_path / "image", np.uint8).reshape(5, 3, 8, 8)
+    assert np.array_equal(images[1], sample_of(1).image)
+    cache, make = SampleCache(tmp_path, 5, 10**6), Maker()
+    for frame_id in (2, 1, 3):
+        assert_same(cache.get(frame_id, make), sample_of(frame_id))
+    assert make.made == [2, 1]

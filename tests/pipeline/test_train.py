@@ -1,8 +1,7 @@
-import json
-from collections.abc import Iterator
+import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,134 +11,76 @@ from safetensors.torch import load_file
 
 from gwm_model import load_segmenter
 from gwm_model.backbone import Backbone
-from gwm_model.config import BackboneConfig, SegmenterConfig
-from pipeline import train_worker as loop
+from gwm_model.config import OptimizerConfig, SegmenterConfig
 from pipeline.config import CacheConfig, StagePlacement, TrainConfig, TrainPlacement
 from pipeline.dataset import Dataset
 from pipeline.errors import GwmError
-from pipeline.events import Mailbox
-from pipeline.flow_dataset import open_flow_dataset
-from pipeline.records import FLOW_SCHEMA_VERSION
-from pipeline.scenes import render_scene, write_video
-from pipeline.train import cache_name, train
+from pipeline.flow_dataset import open_flow_dataset, refuse_other_flow
+from pipeline.train import train
+from pipeline.training_state import TrainingState
 
-UNET = SegmenterConfig(architecture="unet", height_px=48, width_px=80, hidden_channels=8)
-MASKFORMER = SegmenterConfig(
-    height_px=48,
-    width_px=80,
-    hidden_channels=16,
-    decoder_layers=1,
-    backbone=BackboneConfig(name="vit_tiny_patch16_224", weights="none", blocks=(1,)),
+Events = list[dict[str, Any]]
+
+
+def final_state(events: Events) -> TrainingState:
+    return events[-1]["state"]
+
+
+def learned(state: TrainingState) -> list[tuple[float, float, float]]:
+    """What training computed at each logged step, without the times that it took."""
+    return [(entry["step"], entry["loss"], entry["gradient_norm"]) for entry in state.history]
+
+
+def weights_of(config: TrainConfig) -> dict[str, torch.Tensor]:
+    return load_file(Path(config.output) / "segmenter.safetensors")
+
+
+def assert_same_weights(left: TrainConfig, right: TrainConfig) -> None:
+    weights, expected = weights_of(left), weights_of(right)
+    assert weights.keys() == expected.keys()
+    for name in expected:
+        assert torch.equal(weights[name], expected[name]), name
+
+
+@pytest.mark.parametrize(
+    ("architecture", "threads"), [("unet", 1), ("maskformer", 1), ("maskformer", 2), ("trained backbone", 1)]
 )
-
-
-@pytest.fixture
-def flow(stages) -> str:
-    """Two rendered scenes of 10 frames with DIS flow."""
-    (stages.folder / "videos").mkdir()
-    for seed in (0, 1):
-        scene = render_scene(seed, num_frames=10, height_px=64, width_px=96)
-        write_video(str(stages.folder / "videos" / f"{seed}.mp4"), scene.frames)
-    config = stages.config()
-    dataset = Dataset.open(config.output, kind="flow", config=config, schema_version=FLOW_SCHEMA_VERSION)
-    stages.run(config)
-    dataset.write_manifest()
-    return config.output
-
-
-@pytest.fixture
-def config(flow: str, tmp_path: Path) -> TrainConfig:
-    return TrainConfig(
-        flow=flow,
-        output=str(tmp_path / "model"),
-        segmenter=UNET,
-        cache=CacheConfig(directory=str(tmp_path)),
-        num_steps=12,
-        batch_size=4,
-        checkpoint_every_steps=3,
-        log_every_steps=1,
-        picture_every_steps=6,
-        placement=TrainPlacement(train_worker=StagePlacement(num_cpus=0.5)),
-    )
-
-
-class OneProcess:
-    """Ray Train's part for one rank in this process: the newest checkpoint, in a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.reports = 0
-
-    def get_context(self) -> SimpleNamespace:
-        return SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
-
-    def report(self, metrics: dict[str, float], checkpoint: ray.train.Checkpoint) -> None:
-        self.reports += 1
-        checkpoint.to_directory(str(self.folder / f"{self.reports:03d}"))
-
-    def get_checkpoint(self) -> ray.train.Checkpoint | None:
-        kept = sorted(self.folder.glob("*"))
-        return ray.train.Checkpoint.from_directory(str(kept[-1])) if kept else None
-
-
-@pytest.fixture
-def one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OneProcess:
-    stand_in = OneProcess(tmp_path / "checkpoints")
-    for name in ("get_context", "report", "get_checkpoint"):
-        monkeypatch.setattr(ray.train, name, getattr(stand_in, name))
-    return stand_in
-
-
-def run(config: TrainConfig) -> list[dict[str, object]]:
-    """Trains in this process; the worker's events."""
-    events, flow = Mailbox(), open_flow_dataset(config.flow)
-    loop.train_worker(
-        loop.TrainJob(config=config, flow=flow, cache_name=cache_name(config, flow), events=events)
-    )
-    return events.take()
-
-
-def losses(events: list[dict[str, object]]) -> list[float]:
-    return [event["values"]["loss"] for event in events if "values" in event]
-
-
-@pytest.mark.parametrize(("segmenter", "tolerance"), [(UNET, 0.0), (MASKFORMER, 1e-4)])
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(
-    segmenter: SegmenterConfig,
-    tolerance: float,
-    config: TrainConfig,
-    one_process: OneProcess,
-    monkeypatch: pytest.MonkeyPatch,
+    architecture: str, threads: int, train_config: TrainConfig, maskformer: SegmenterConfig, one_process
 ) -> None:
-    """Bit for bit for convolutions; attention on a CPU differs in the last bit from run to run."""
-    config = replace(config, segmenter=segmenter)
-    whole = replace(config, output=config.output + "-whole")
-    uninterrupted = run(whole)
-    one_process.folder = one_process.folder / "interrupted"
-    original, calls = loop.train_step, iter(range(100))
+    """Bit for bit on a CPU: with the cache of the killed run, and on another machine, without it."""
+    trained = replace(maskformer, backbone=replace(maskformer.backbone, frozen=False))
+    segmenters = {"unet": train_config.segmenter, "maskformer": maskformer, "trained backbone": trained}
+    config = replace(
+        train_config,
+        segmenter=segmenters[architecture],
+        log_every_steps=4,  # checkpoints lie between logged steps
+        picture_every_steps=100,
+        placement=TrainPlacement(train_worker=StagePlacement(num_cpus=threads)),
+    )
+    whole = replace(
+        config, output=config.output + "-whole", cache=CacheConfig(directory=config.output + "-cache")
+    )
+    expected = learned(final_state(one_process.train(whole)))
+    assert [step for step, *_ in expected] == [4, 8, 12]
 
-    def dies_in_step_8(*args, **kwargs):
-        if next(calls) == 7:
-            raise KeyboardInterrupt
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(loop, "train_step", dies_in_step_8)
-    with pytest.raises(KeyboardInterrupt):
-        run(config)
-    monkeypatch.setattr(loop, "train_step", original)
-    resumed = run(config)
-    expected = losses(uninterrupted)[6:]  # from the checkpoint of step 6 on
-    assert losses(resumed) == pytest.approx(expected, rel=tolerance, abs=0)
-    history = [event["state"].history for event in (resumed[-1], uninterrupted[-1])]
-    assert [entry["step"] for entry in history[0]] == [entry["step"] for entry in history[1]]
-    weights = [load_file(Path(each.output) / "segmenter.safetensors") for each in (config, whole)]
-    assert weights[0].keys() == weights[1].keys()
-    for name in weights[0]:
-        assert torch.allclose(weights[0][name], weights[1][name], rtol=tolerance, atol=100 * tolerance), name
+    one_process.interrupt(config, in_step=8)
+    elsewhere = replace(
+        config, output=config.output + "-moved", cache=CacheConfig(directory=config.output + "-empty")
+    )
+    shutil.copytree(Path(config.output), elsewhere.output)
+    for resumed in (config, elsewhere):
+        events = one_process.train(resumed)
+        assert (
+            events[0]["state"].step == 12
+        )  # the state is one object in this process, and ends at the last step
+        assert [event["values"]["step"] for event in events if "values" in event] == [8, 12]
+        assert learned(final_state(events)) == expected
+        assert_same_weights(resumed, whole)
 
 
 def test_a_frame_passes_the_frozen_backbone_once(
-    config: TrainConfig, one_process: OneProcess, monkeypatch: pytest.MonkeyPatch
+    train_config: TrainConfig, maskformer: SegmenterConfig, one_process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
     original = Backbone.forward
@@ -149,49 +90,110 @@ def test_a_frame_passes_the_frozen_backbone_once(
         return original(self, images)
 
     monkeypatch.setattr(Backbone, "forward", counting)
-    run(replace(config, segmenter=MASKFORMER, picture_every_steps=1000, num_steps=11))
+    one_process.train(replace(train_config, segmenter=maskformer, picture_every_steps=1000, num_steps=11))
     drawn = [image for image in seen if seen.count(image) == 1]
     repeated = len(seen) - len(set(seen))
     assert len(drawn) >= 20  # every frame of both videos was drawn in 11 batches of 4
     assert repeated <= 6  # the pictures of the last step look at the frames anew
 
 
-def test_training_leaves_a_segmenter_losses_and_pictures(
-    config: TrainConfig, one_process: OneProcess
-) -> None:
-    events = run(config)
+def test_training_leaves_a_segmenter_losses_and_pictures(train_config: TrainConfig, one_process) -> None:
+    events = one_process.train(train_config)
     assert [event["step"] for event in events if "picture" in event] == [6, 12]
     assert all(event["picture"][:2] == b"\xff\xd8" for event in events if "picture" in event)
-    assert all(np.isfinite(losses(events)))
-    assert load_segmenter(config.output).config == config.segmenter
+    assert [event["values"]["step"] for event in events if "values" in event] == list(range(1, 13))
+    assert np.isfinite(learned(final_state(events))).all()
+    assert load_segmenter(train_config.output).config == train_config.segmenter
+
+
+def test_a_bad_batch_is_skipped_and_counted(train_config: TrainConfig, one_process, poison) -> None:
+    """Frame 0 is drawn once in each epoch of 5 steps."""
+    poison(train_config, range(1))
+    state = final_state(one_process.train(train_config))
+    assert state.stopped == ""
+    assert state.step == 12
+    bad = [entry["step"] for entry in state.history if "loss" not in entry]
+    assert len(bad) == state.bad_batches == state.history[-1]["bad_batches"]
+    assert 2 <= len(bad) <= 3
+    assert all(torch.isfinite(tensor).all() for tensor in weights_of(train_config).values())
+
+
+def test_too_many_bad_batches_end_the_run_where_an_interrupted_one_ends_too(
+    train_config: TrainConfig, one_process, poison
+) -> None:
+    """The count is part of the checkpoint; the sentence says what to look at; nothing is published."""
+    poison(train_config, range(1))
+    strict = replace(train_config, max_bad_batches=1)
+    events = one_process.train(strict)
+    ended = final_state(events)
+    assert ended.bad_batches == 2
+    assert 5 < ended.step <= 10  # in the second epoch
+    assert f"the last was step {ended.step}" in ended.stopped
+    assert "max_bad_batches=1" in ended.stopped
+    assert any(f"{video}.mp4" in ended.stopped for video in (0, 1))
+    assert not (Path(strict.output) / "segmenter.json").exists()
+
+    again = final_state(one_process.train(strict))  # from the checkpoint, with the count kept there
+    assert (again.step, again.bad_batches, again.stopped) == (ended.step, 2, ended.stopped)
+    patient = final_state(one_process.train(replace(strict, max_bad_batches=5)))
+    assert (patient.step, patient.stopped) == (12, "")
+
+
+def test_a_diverging_run_ends_with_a_sentence(train_config: TrainConfig, one_process) -> None:
+    wild = OptimizerConfig(learning_rate=1e30, warmup_steps=0)
+    events = one_process.train(replace(train_config, optimizer=wild, max_bad_batches=3))
+    assert "lower optimizer.learning_rate" in final_state(events).stopped
+    assert final_state(events).bad_batches == 4
+
+
+def test_a_preemption_notice_brings_one_checkpoint(train_config: TrainConfig, one_process) -> None:
+    """The checkpoint is written at the first look after the notice, and the run goes on from it bit for bit."""
+    config = replace(train_config, num_steps=34, checkpoint_every_steps=1000)
+    whole = replace(config, output=config.output + "-whole")
+    expected = learned(final_state(one_process.train(whole)))
+
+    one_process.notice = ray.train.PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"node": [0]})
+    one_process.interrupt(config, in_step=33)
+    (checkpoint,) = Path(config.output, "training").iterdir()
+    assert checkpoint.name.startswith("step_000000010-")  # not once more at each of the later looks
+    events = one_process.train(config)
+    assert next(event for event in events if "values" in event)["values"]["step"] == 11
+    assert learned(final_state(events)) == expected
+    assert_same_weights(config, whole)
 
 
 def test_weights_that_do_not_fit_are_refused_before_anything_is_written(
-    config: TrainConfig, tmp_path: Path
+    train_config: TrainConfig, maskformer: SegmenterConfig, tmp_path: Path
 ) -> None:
     (tmp_path / "foreign.safetensors").write_bytes(b"nothing")
-    backbone = replace(MASKFORMER.backbone, weights=str(tmp_path / "foreign.safetensors"))
+    backbone = replace(maskformer.backbone, weights=str(tmp_path / "foreign.safetensors"))
     with pytest.raises(GwmError, match="does not fit the backbone"):
-        train(replace(config, segmenter=replace(MASKFORMER, backbone=backbone)))
-    assert not Path(config.output).exists()
+        train(replace(train_config, segmenter=replace(maskformer, backbone=backbone)))
+    assert not Path(train_config.output).exists()
 
 
-@pytest.fixture
-def trained_by_two(config: TrainConfig, ray_local: None) -> Iterator[TrainConfig]:
-    together = replace(config, num_workers=2)
-    summary = train(together)
-    assert summary["units"]["done"] == 1
-    return together
-
-
-def test_two_ddp_workers_learn_as_one(
-    trained_by_two: TrainConfig, config: TrainConfig, one_process: OneProcess
+def test_a_run_is_not_continued_with_another_configuration_or_other_flow(
+    train_config: TrainConfig, one_process, tmp_path: Path
 ) -> None:
-    alone = losses(run(replace(config, output=config.output + "-alone")))
-    together = json.loads((Path(config.output) / "metrics.json").read_text())
-    assert [entry["step"] for entry in together] == list(range(1, 13))
-    assert [entry["loss"] for entry in together] == pytest.approx(alone, rel=1e-3)
-    finished = train(trained_by_two)  # a finished run is not trained again
-    assert finished["units"] == {"done": 0, "skipped": 1, "quarantined": 0}
-    with pytest.raises(GwmError, match="num_steps"):
-        train(replace(trained_by_two, num_steps=13))
+    """Nothing of the run changes; a dataset at another place with the same shards would be the same flow."""
+    flow = tmp_path / "flow"
+    shutil.copytree(train_config.flow, flow)
+    config = replace(train_config, flow=str(flow), output=str(tmp_path / "mine"))
+    started = Dataset.open(config.output, kind="model", config=config, schema_version=1)
+    with pytest.raises(
+        GwmError, match=r"made with other settings \(optimizer.learning_rate: there 0.001, now 0.1\)"
+    ):
+        train(replace(config, optimizer=OptimizerConfig(learning_rate=0.1)))
+    with pytest.raises(GwmError, match="made with other settings"):
+        train(replace(config, flow=train_config.flow))
+
+    refuse_other_flow(config.output, open_flow_dataset(config.flow))
+    before = sorted(path.read_bytes() for path in Path(started.url).iterdir())
+    dataset = Dataset.read(config.flow, kind="flow")
+    Path(next(dataset.shards())).unlink()
+    dataset.write_manifest()
+    with pytest.raises(
+        GwmError, match=r"has changed since training .* began \(4 shards with 20 frames then, 3 with"
+    ):
+        train(config)
+    assert sorted(path.read_bytes() for path in Path(started.url).iterdir()) == before
