@@ -95,7 +95,7 @@ class ObjectiveConfig:
     """`relative` divides a frame's flow by the root mean square that one global motion leaves unexplained."""
     residual: Literal["squared", "root"] = "root"
     """`root` is the robust square root of the squared residual; `squared` is Eq. 3."""
-    appearance_weight: float = 0.1
+    appearance_weight: float = 0.05
     """Weight of the normalised cut of the backbone's features that the regions make (paper: 0); the U-Net has none."""
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ from pipeline import storage
 from pipeline.config import ClusterPlacement, TrainConfig
 from pipeline.dataset import Dataset
 from pipeline.events import ClusterMailbox, Event
+from pipeline.failure_policy import MAX_TRAIN_FAILURES
 from pipeline.flow_dataset import FlowDataset, open_flow_dataset, refuse_other_flow
 from pipeline.load_config import digest, fingerprint, flatten
 from pipeline.placement import start_ray, unwrap
@@ -26,9 +27,6 @@ from pipeline.tracking import Tracker
 from pipeline.train_worker import CHECKPOINTS, TrainJob, configured_segmenter, train_worker
 from pipeline.training_log import TrainingLog
 from pipeline.training_state import TrainingState
-
-MAX_FAILURES = 3
-"""Times that training starts again after a worker died, before the job gives up; an announced loss is not counted."""
 
 SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -86,7 +84,7 @@ def trainer(job: TrainJob) -> TorchTrainer:
             name=CHECKPOINTS,
             storage_path=path,
             storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            failure_config=FailureConfig(max_failures=MAX_TRAIN_FAILURES),
         ),
     )
 
