@@ -67,7 +67,7 @@ class Job:
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six videos and forty pictures."""
+    """Six videos, and forty pictures that are not numbered frames."""
     folder = tmp_path_factory.mktemp("inputs")
     generator = np.random.default_rng(0)
     for number in range(6):
@@ -80,7 +80,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             container.mux(stream.encode())
     for number in range(40):
         picture = generator.integers(0, 255, (30, 40, 3)).astype(np.uint8)
-        cv2.imwrite(str(folder / f"picture{number}.png"), picture)
+        cv2.imwrite(str(folder / f"{number}-picture.png"), picture)
     return folder
 
 
