@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast, get_args, get_type_hints
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml.error import MarkedYAMLError
 
 from pipeline.errors import GwmError
 
@@ -23,6 +24,7 @@ NOT_PART_OF_A_RESULT = (
     "tracking",
     "retry_quarantined",
     "decode.timeout_s",
+    "decode.max_bytes",
     "cache",
     "num_workers",
     "checkpoint_every_steps",
@@ -30,6 +32,11 @@ NOT_PART_OF_A_RESULT = (
     "picture_every_steps",
 )
 """Values that say where and how a job runs; changing them does not change what it computes."""
+
+
+MAX_YAML_BYTES = 2**20
+MAX_YAML_DEPTH = 16
+"""A configuration has three levels, and a list."""
 
 
 def load_config(cls: type[T], path: str | None, overrides: Sequence[str]) -> T:
@@ -97,12 +104,17 @@ def _merge(cls: type[Any], tree: Any, values: dict[str, Any], *, where: str) -> 
 
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with Path(path).open("rb") as file:
+            text = file.read(MAX_YAML_BYTES).decode()
     except FileNotFoundError as error:
         raise GwmError(f"There is no configuration file {path}.") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise GwmError(f"Cannot read the configuration file {path}: {error}.") from error
     try:
+        _check_yaml(text)
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is not None and not isinstance(root, yaml.MappingNode):
+            raise GwmError(f"{path} is not a configuration: expected lines of the form 'key: value'.")
         # OmegaConf's loader reads 1e-5 as a number, which plain YAML 1.1 takes for a string.
         loaded = OmegaConf.create(text) if text.strip() else OmegaConf.create({})
     except (yaml.YAMLError, OmegaConfBaseException) as error:
@@ -110,10 +122,18 @@ def _read_yaml(path: str) -> dict[str, Any]:
         line = f" (line {mark.line + 1})" if mark is not None else ""
         problem = getattr(error, "problem", None) or _first_line(error)
         raise GwmError(f"{path} is not valid YAML{line}: {problem}.") from error
-    values = OmegaConf.to_container(loaded)
-    if not isinstance(values, dict):
-        raise GwmError(f"{path} is not a configuration: expected lines of the form 'key: value'.")
-    return cast("dict[str, Any]", values)
+    return cast("dict[str, Any]", OmegaConf.to_container(loaded))
+
+
+def _check_yaml(text: str) -> None:
+    """YAMLError for what would grow without bound when it is read: references and deep nesting."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent):
+            raise MarkedYAMLError(problem="references (*name) are not taken", problem_mark=event.start_mark)
+        if depth > MAX_YAML_DEPTH:
+            raise MarkedYAMLError(problem="it is nested too deeply", problem_mark=event.start_mark)
 
 
 def _nested(cls: type[Any], word: str) -> dict[str, Any]:
@@ -124,6 +144,7 @@ def _nested(cls: type[Any], word: str) -> dict[str, Any]:
     value: Any = text
     if not _is_text(cls, key):
         try:
+            _check_yaml(text)
             value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
         except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise GwmError(f"Cannot read the value of '{word}': {_first_line(error)}.") from error

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
+from pipeline.errors import printable
+
 SECONDS_BETWEEN_LINES = 5.0
 
 Field = str | int | float | bool | None
@@ -16,7 +18,7 @@ Field = str | int | float | bool | None
 
 def say(sentence: str) -> None:
     """Prints one line to stderr, above a bar if there is one."""
-    sys.stderr.write(f"{sentence}\n")
+    sys.stderr.write(f"{printable(sentence)}\n")
     sys.stderr.flush()
 
 

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.config import SegmentConfig
+from pipeline.contained import contained
 from pipeline.dataset import Dataset, unit_id
 from pipeline.errors import GwmError
 from pipeline.frames import stamps
@@ -16,7 +17,7 @@ from pipeline.inputs import Source, frame_urls
 from pipeline.masks import NUM_ERRORS
 from pipeline.records import Row
 from pipeline.stages.failure import failed_row
-from pipeline.stages.plan_clips import clip_spans
+from pipeline.stages.plan_clips import check_size, clip_spans
 from pipeline.video import VideoIndex, probe
 
 
@@ -74,7 +75,8 @@ def _image_chunk(row: Row, unit: str) -> Row:
 
 def _video_chunks(row: Row, video: str, config: SegmentConfig) -> list[Row]:
     source = Source(url=row["urls"][0], name=row["names"][0], kind=row["kind"])
-    index = probe(source)
+    index = contained(config.decode, probe, source)
+    check_size(source, index.height_px, index.width_px, config.decode)
     urls = frame_urls(source) if source.kind == "frames" else []
     anchors = anchor_positions(len(index.pts), config.anchor_frames)
     chunks = []
