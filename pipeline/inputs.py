@@ -6,14 +6,14 @@ import itertools
 import posixpath
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pipeline import storage
 from pipeline.columns import first_column
 from pipeline.config import DecodeLimits
 from pipeline.contained import contained
-from pipeline.errors import GwmError, UnitError
+from pipeline.errors import GwmError, UnitError, printable
 from pipeline.images import image_size
 from pipeline.storage_errors import without_secrets
 
@@ -210,8 +210,16 @@ def _at_least_one(sources: Iterator[Source], spec: str, what: str) -> Iterator[S
     first = next(sources, None)
     if first is None:
         raise GwmError(f"There is no {what} in {without_secrets(spec)}.")
-    yield first
-    yield from sources
+    yield from map(_travelling, itertools.chain((first,), sources))
+
+
+def _travelling(source: Source) -> Source:
+    """The source as rows can carry it: a file name that is no UTF-8 is missed by its stage under its escaped name."""
+    try:
+        f"{source.name}{source.url}".encode()
+    except UnicodeEncodeError:
+        return replace(source, name=printable(source.name), url=printable(source.url))
+    return source
 
 
 def _split_glob(spec: str) -> tuple[str, str]:

@@ -45,16 +45,17 @@ def load_config(cls: type[T], path: str | None, overrides: Sequence[str]) -> T:
     Raises GwmError with one sentence for an unknown key, a wrong value, or a value that is missing.
     """
     tree = _merged(cls, path, overrides)
-    missing = sorted(OmegaConf.missing_keys(tree))
+    try:
+        missing = sorted(OmegaConf.missing_keys(tree))
+        config = None if missing else OmegaConf.to_object(tree)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise GwmError(f"Impossible value: {_first_line(error)}.") from error
     if missing:
         words = " and ".join(f"{key}=" for key in missing)
         verb = "is" if len(missing) == 1 else "are"
         where = f"in {path} or on the command line" if path else "on the command line"
         raise GwmError(f"{words} {verb} missing: give {'it' if verb == 'is' else 'them'} {where}.")
-    try:
-        return cast("T", OmegaConf.to_object(tree))
-    except (OmegaConfBaseException, ValueError) as error:
-        raise GwmError(f"Impossible value: {_first_line(error)}.") from error
+    return cast("T", config)
 
 
 def config_yaml(cls: type[Any], path: str | None, overrides: Sequence[str]) -> str:
@@ -117,7 +118,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
             raise GwmError(f"{path} is not a configuration: expected lines of the form 'key: value'.")
         # OmegaConf's loader reads 1e-5 as a number, which plain YAML 1.1 takes for a string.
         loaded = OmegaConf.create(text) if text.strip() else OmegaConf.create({})
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" (line {mark.line + 1})" if mark is not None else ""
         problem = getattr(error, "problem", None) or _first_line(error)
@@ -146,7 +147,7 @@ def _nested(cls: type[Any], word: str) -> dict[str, Any]:
         try:
             _check_yaml(text)
             value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
+        except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
             raise GwmError(f"Cannot read the value of '{word}': {_first_line(error)}.") from error
         value = cast("dict[str, Any]", value)["value"]
     elif text in ("null", ""):

@@ -45,6 +45,10 @@ def plan_chunks(row: Row, config: SegmentConfig, dataset: Dataset, fingerprint: 
     """
     began = time.monotonic()
     unit = unit_id(fingerprint, row["kind"], *row["names"], *(int(size) for size in row["sizes"]))
+    if row["kind"] != "images" and dataset.is_quarantined(
+        unit
+    ):  # not looked at again: it may have taken its time to fail
+        return [{**_settled(row["source"], "quarantined", 1), "seconds_plan_chunks": 0.0}]
     try:
         chunks = [_image_chunk(row, unit)] if row["kind"] == "images" else _video_chunks(row, unit, config)
     except GwmError:
@@ -124,16 +128,22 @@ def _still_to_do(chunks: list[Row], dataset: Dataset, *, retry: bool) -> list[Ro
             settled["quarantined"] += 1
         else:
             rows.append(chunk)
+    errors_of = {"skipped": num_errors}
+    source = chunks[0]["source"]
     return rows + [
-        {
-            "unit": "",
-            "source": chunks[0]["source"],
-            "status": status,
-            "num_units": count,
-            "num_errors": num_errors if status == "skipped" else 0,
-        }
-        for status, count in settled.items()
+        _settled(source, status, count, errors_of.get(status, 0)) for status, count in settled.items()
     ]
+
+
+def _settled(source: str, status: str, num_units: int, num_errors: int = 0) -> Row:
+    """The row of units that need no work: no unit of their own, only their number."""
+    return {
+        "unit": "",
+        "source": source,
+        "status": status,
+        "num_units": num_units,
+        "num_errors": num_errors,
+    }
 
 
 def _errors_in(dataset: Dataset, unit: str) -> int | None:

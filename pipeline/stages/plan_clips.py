@@ -26,16 +26,16 @@ def plan_clips(row: Row, config: PrepareConfig, dataset: Dataset, fingerprint: s
     """
     began = time.monotonic()
     source = Source(**row)
+    unit = unit_id(source.name, source.size_bytes or 0, fingerprint, "video")
     try:
-        rows = _planned(source, config, dataset, fingerprint)
+        if dataset.is_quarantined(unit):  # not looked at again: it may have taken its time to fail
+            rows = [_settled(source, "quarantined", 1)]
+        else:
+            rows = _planned(source, config, dataset, fingerprint)
     except GwmError:
         raise
     except Exception as error:
-        unit = unit_id(source.name, source.size_bytes or 0, fingerprint, "video")
-        if dataset.is_quarantined(unit):
-            rows = [_settled(source, "quarantined", 1)]
-        else:
-            rows = [failed_row({"unit": unit, "source": source.name}, "plan_clips", error)]
+        rows = [failed_row({"unit": unit, "source": source.name}, "plan_clips", error)]
     seconds = time.monotonic() - began
     return [{**planned, "seconds_plan_clips": 0.0 if i else seconds} for i, planned in enumerate(rows)]
 
