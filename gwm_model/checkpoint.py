@@ -40,7 +40,7 @@ def read_segmenter_config(folder: Path | str) -> SegmenterConfig:
         backbone = dict(values.pop("backbone"))
         backbone["blocks"] = tuple(backbone["blocks"])
         return SegmenterConfig(**values, backbone=BackboneConfig(**backbone))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} does not describe a segmenter of format {FORMAT_VERSION}: {type(error).__name__} {error}."
         ) from error
@@ -50,9 +50,12 @@ def load_segmenter(path: Path | str, device: torch.device | str = "cpu") -> Segm
     """The segmenter saved in the folder `path`, in evaluation mode. ValueError with one sentence if it does not fit."""
     config = read_segmenter_config(path)
     unloaded = dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, weights="none"))
-    segmenter = Segmenter(unloaded)
     try:
-        segmenter.load_state_dict(load_file(Path(path) / WEIGHTS_FILE))
+        weights = load_file(Path(path) / WEIGHTS_FILE)
+        with torch.device("meta"):  # a size that the weights do not have claims no memory
+            Segmenter(unloaded).load_state_dict(weights, assign=True)
+        segmenter = Segmenter(unloaded)
+        segmenter.load_state_dict(weights)
     except (RuntimeError, SafetensorError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(

@@ -154,7 +154,9 @@ def appearance_cut(masks: Float[Tensor, "B K H W"], features: Float[Tensor, "B C
     with torch.autocast(masks.device.type, enabled=False):
         patches = functional.normalize(as_float(features.detach()), dim=1).flatten(2)
         affinity = (patches.mT @ patches - LEAST_COSINE).clamp_min_(0.0)
-        shares = functional.adaptive_avg_pool2d(as_float(masks), features.shape[2:]).flatten(2)
+        shares = functional.adaptive_avg_pool2d(
+            as_float(masks), (features.shape[2], features.shape[3])
+        ).flatten(2)
         degree = affinity.sum(2)
         within = ((shares @ affinity) * shares).sum(2)
         total = (shares @ degree[..., None])[..., 0]

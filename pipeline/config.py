@@ -56,7 +56,26 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DecodeConfig:
+class DecodeLimits:
+    """What decoding may cost: a file that wants more is broken or hostile, or these are too low for it."""
+
+    timeout_s: float = 600.0
+    """Longest time that one clip, run of frames or image may take to decode."""
+    max_bytes: int = 2 * 2**30
+    """Memory for decoding one of them."""
+
+    def __post_init__(self) -> None:
+        require(self.timeout_s > 0, f"timeout_s must be positive, not {self.timeout_s}")
+        at_least(1, max_bytes=self.max_bytes)
+
+    @property
+    def max_pixels(self) -> int:
+        """Largest frame or image: three bytes a pixel here, and about eight when its mask is computed."""
+        return self.max_bytes // 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeConfig(DecodeLimits):
     """Which frames of a video, and at what size flow is estimated."""
 
     stride: int = 1
@@ -66,17 +85,15 @@ class DecodeConfig:
     height_px: int | None = None
     """Frame height for flow estimation; none follows the width's aspect ratio, or the source."""
     width_px: int | None = None
-    timeout_s: float = 600.0
-    """Longest time one clip may take to decode."""
     clip_frames: int = 32
     """Frames owned by one clip, the unit of work: bounds memory and the work lost in a kill."""
 
     def __post_init__(self) -> None:
+        DecodeLimits.__post_init__(self)
         at_least(1, stride=self.stride, clip_frames=self.clip_frames)
         at_least(1, height_px=self.height_px, width_px=self.width_px)
         require(self.fps is None or self.fps > 0, f"fps must be positive, not {self.fps}")
         require(self.fps is None or self.stride == 1, "stride and fps exclude each other: give one of them")
-        require(self.timeout_s > 0, f"timeout_s must be positive, not {self.timeout_s}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +232,7 @@ class SegmentConfig:
     """Images of one chunk, the unit of work."""
     anchor_frames: int = 16
     """Frames of a video, spread over its length, that decide for all its frames which regions are the object."""
+    decode: DecodeLimits = field(default_factory=DecodeLimits)
     write_segments: bool = False
     """Also write the K regions (column segments_rle)."""
     write_png: bool = False
@@ -257,6 +275,7 @@ class EvaluateConfig:
     merge: MergeConfig = field(default_factory=MergeConfig)
     batch_size: int = 8
     anchor_frames: int = 16
+    decode: DecodeLimits = field(default_factory=DecodeLimits)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     placement: EvaluatePlacement = field(default_factory=EvaluatePlacement)
 

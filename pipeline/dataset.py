@@ -9,8 +9,8 @@
 import json
 import traceback
 import uuid
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 import pyarrow as pa
@@ -37,6 +37,8 @@ class Dataset:
     """A place with shards; small, so that it travels to the workers."""
 
     url: str
+    earlier_attempts: Mapping[str, int] = field(default_factory=dict)
+    """How often earlier runs tried the units that `clear_quarantine` let go."""
 
     @staticmethod
     def open(url: str, *, kind: Kind, config: object, schema_version: int) -> "Dataset":
@@ -75,7 +77,7 @@ class Dataset:
             loaded = json.loads(storage.read_bytes(self._description_url))
             if loaded["kind"] and isinstance(loaded["config"], dict):
                 return cast("dict[str, Any]", loaded)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise GwmError(f"{self._description_url} is damaged.") from error
         raise GwmError(f"{self._description_url} is damaged.")
 
@@ -95,12 +97,14 @@ class Dataset:
         """Whether an earlier run gave the unit up."""
         return storage.exists(self.quarantine_url(unit))
 
-    def clear_quarantine(self) -> int:
-        """Forgets all quarantined units, so that they are tried again; returns how many there were."""
-        urls = list(storage.list_files(storage.join(self.url, "quarantine")))
-        for url in urls:
+    def clear_quarantine(self) -> "Dataset":
+        """Forgets all quarantined units, so that they are tried again; the dataset that counts on from there."""
+        attempts = dict(self.earlier_attempts)
+        for url in list(storage.list_files(storage.join(self.url, "quarantine"))):
+            unit = url.rsplit("/", 1)[-1].removesuffix(".json")
+            attempts[unit] = attempts.get(unit, 0) + _attempts(storage.read_bytes(url))
             storage.delete(url)
-        return len(urls)
+        return replace(self, earlier_attempts=attempts)
 
     def write_shard(self, unit: str, table: pa.Table, **parquet_options: Any) -> ShardEntry:
         """Serialises the table in memory and writes it in one piece: equal tables give equal bytes.
@@ -120,6 +124,7 @@ class Dataset:
         self, unit: str, *, source: str, stage: str, error: BaseException | str, attempts: int = 1
     ) -> None:
         """Writes down that a unit cannot be done; `error` may be the text that a failed row carries."""
+        attempts += self.earlier_attempts.get(unit, 0)
         record = {"unit": unit, "source": source, "stage": stage, "attempts": attempts, **_reason(error)}
         text = without_secrets(json.dumps(record, indent=1, sort_keys=True)) + "\n"
         storage.write_bytes(self.quarantine_url(unit), text.encode())
@@ -161,12 +166,12 @@ def _shown(value: Scalar) -> Scalar:
 def _check_same(found: dict[str, Any], expected: dict[str, Any], url: str) -> None:
     if found["kind"] != expected["kind"]:
         raise GwmError(f"{url} holds a {found['kind']} dataset already: choose another output.")
-    if found["schema_version"] != expected["schema_version"]:
+    if found.get("schema_version") != expected["schema_version"]:
         raise GwmError(
-            f"{url} was written by another version of gwm (schema {found['schema_version']}, "
+            f"{url} was written by another version of gwm (schema {found.get('schema_version')}, "
             f"this one writes {expected['schema_version']}): choose another output."
         )
-    if found["fingerprint"] != expected["fingerprint"]:
+    if found.get("fingerprint") != expected["fingerprint"]:
         changes = "; ".join(_differences(found["config"], expected["config"])) or "the query of a URL"
         raise GwmError(
             f"{url} was made with other settings ({changes}): use those, or choose another output."
@@ -178,6 +183,14 @@ def _differences(found: dict[str, Scalar], expected: dict[str, Scalar]) -> Itera
         before, now = (json.dumps(values.get(key)).replace('\\"', '"') for values in (found, expected))
         if before != now:
             yield f"{key}: there {before}, now {now}"
+
+
+def _attempts(record: bytes) -> int:
+    """The attempts in a quarantine record; 1 where somebody wrote something else there."""
+    try:
+        return int(json.loads(record)["attempts"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return 1
 
 
 def _reason(error: BaseException | str) -> dict[str, str]:

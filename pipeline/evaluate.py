@@ -1,6 +1,7 @@
 """gwm evaluate: masks, or a segmenter, against ground truth -> scores, with Ray Data."""
 
 import time
+from functools import partial
 from typing import Any
 
 import ray.data
@@ -70,7 +71,7 @@ def scored_sequences(rows: list[Row], config: EvaluateConfig, card: ModelCard | 
     place = config.placement.score_sequence
     sequences = ray.data.from_items(rows, override_num_blocks=len(rows))
     if card is None:
-        return sequences.map(score_sequence, **tasks(place))
+        return sequences.map(partial(score_sequence, limits=config.decode), **tasks(place))
     worker = {"card": card, "device": torch_device(place), "num_threads": torch_threads(place)}
     network = {"config": with_absolute_paths(config), **worker}
     pool = actor_pool(place)

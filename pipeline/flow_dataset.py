@@ -97,11 +97,14 @@ def open_flow_dataset(url: str) -> FlowDataset:
     """The flow dataset at `url`. GwmError if there is none, or if it is empty."""
     dataset = Dataset.read(url, kind="flow")
     shards = tuple(dataset.manifest())
+    try:
+        gaps = tuple(int(gap) for gap in json.loads(dataset.description()["config"]["estimate_flow.gaps"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise GwmError(f"The flow dataset {url} has a damaged dataset.json.") from error
     if not shards:
         raise GwmError(
             f"The flow dataset {url} is empty: run gwm prepare until it ends, or gwm verify to rebuild its manifest."
         )
-    gaps = tuple(json.loads(dataset.description()["config"]["estimate_flow.gaps"]))
     return FlowDataset(shards, gaps, dataset)
 
 

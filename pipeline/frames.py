@@ -12,12 +12,14 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pipeline import storage
+from pipeline.config import DecodeLimits
+from pipeline.contained import contained
 from pipeline.errors import UnitError
+from pipeline.images import decode_images, resize_image
 from pipeline.inputs import Source
 from pipeline.records import Row, decode_image
-from pipeline.video import Frames, VideoIndex, decode_frames, decode_images, probe, resize_image
+from pipeline.video import Frames, VideoIndex, decode_frames, probe
 
-DECODE_TIMEOUT_S = 600.0
 FROM_START = -(2**62)
 """Stands for no keyframe: decoding starts at the start of the file."""
 
@@ -58,14 +60,17 @@ class FrameList:
         )
 
 
-def read_frame_list(frames: FrameList, positions: Sequence[int], height_px: int, width_px: int) -> Frames:
+def read_frame_list(
+    frames: FrameList, positions: Sequence[int], height_px: int, width_px: int, limits: DecodeLimits
+) -> Frames:
     """The frames at the given ascending positions, resized; UnitError if one cannot be read."""
     if frames.kind == "video":
-        return read_video(frames.urls[0], stamps(_probed(frames.urls[0]), positions), height_px, width_px)
+        wanted = stamps(_probed(frames.urls[0], limits), positions)
+        return read_video(frames.urls[0], wanted, height_px, width_px, limits)
     if frames.kind == "files":
         urls = [frames.urls[position] for position in positions]
-        return decode_images(urls, height_px=height_px, width_px=width_px, timeout_s=DECODE_TIMEOUT_S)
-    return _read_flow_frames(frames, positions, height_px, width_px)
+        return contained(limits, decode_images, urls, height_px=height_px, width_px=width_px)
+    return contained(limits, _read_flow_frames, frames, positions, height_px, width_px)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,9 +111,15 @@ def stamps(index: VideoIndex, positions: Sequence[int]) -> Stamps:
 
 
 def read_video(
-    url: str, wanted: Stamps, height_px: int, width_px: int, *, skip_broken: bool = False
+    url: str,
+    wanted: Stamps,
+    height_px: int,
+    width_px: int,
+    limits: DecodeLimits,
+    *,
+    skip_broken: bool = False,
 ) -> Frames:
-    """Frames of a video file, resized; each run after a keyframe is decoded once.
+    """Frames of a video file, resized; each run after a keyframe is decoded once, within the limits.
 
     UnitError if a frame cannot be decoded; with `skip_broken` its run is left out instead.
     """
@@ -116,14 +127,15 @@ def read_video(
     for seek_pts, pts in _runs(wanted):
         with suppress(UnitError) if skip_broken else nullcontext():
             parts.append(
-                decode_frames(
+                contained(
+                    limits,
+                    decode_frames,
                     url,
                     pts,
                     seek_pts=None if seek_pts == FROM_START else seek_pts,
                     timed=wanted.timed,
                     height_px=height_px,
                     width_px=width_px,
-                    timeout_s=DECODE_TIMEOUT_S,
                 )
             )
     return np.concatenate(parts)
@@ -138,8 +150,8 @@ def _runs(wanted: Stamps) -> list[tuple[int, list[int]]]:
 
 
 @lru_cache(maxsize=4)
-def _probed(url: str) -> VideoIndex:
-    return probe(Source(url=url, name=url, kind="video"))
+def _probed(url: str, limits: DecodeLimits) -> VideoIndex:
+    return contained(limits, probe, Source(url=url, name=url, kind="video"))
 
 
 def _read_flow_frames(frames: FrameList, positions: Sequence[int], height_px: int, width_px: int) -> Frames:

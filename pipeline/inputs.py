@@ -6,15 +6,15 @@ import itertools
 import posixpath
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-import cv2
-import numpy as np
-import pyarrow.parquet as pq
-
 from pipeline import storage
-from pipeline.errors import GwmError
+from pipeline.columns import first_column
+from pipeline.config import DecodeLimits
+from pipeline.contained import contained
+from pipeline.errors import GwmError, UnitError, printable
+from pipeline.images import image_size
 from pipeline.storage_errors import without_secrets
 
 VIDEO_SUFFIXES = frozenset(
@@ -24,6 +24,8 @@ IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".
 LIST_SUFFIXES = frozenset((".txt", ".csv", ".parquet"))
 LIST_COLUMNS = ("url", "path", "file", "video", "image")
 FRAMES_LOOKED_AT = 6
+LOOKING = DecodeLimits(timeout_s=60.0)
+"""For what is read before the work is planned."""
 
 Kind = Literal["video", "frames", "image"]
 
@@ -109,20 +111,25 @@ def _listed(entry: str, folder: str, *, images: bool) -> Iterator[Source]:
 
 def _list_entries(url: str) -> Iterator[str]:
     """The lines of a text file, or the first fitting column of a CSV or Parquet file, without repetitions."""
+    entries: Iterable[object]
     if _suffix(url) == ".parquet":
-        with storage.open_read(url) as file:
-            table = pq.read_table(file)
-        column = next((name for name in LIST_COLUMNS if name in table.column_names), table.column_names[0])
-        entries: Iterable[str | None] = table.column(column).to_pylist()
-    elif _suffix(url) == ".csv":
-        rows = list(csv.reader(io.StringIO(storage.read_bytes(url).decode("utf-8-sig"))))
-        header = [cell.strip().lower() for cell in rows[0]] if rows else []
-        named = [header.index(name) for name in LIST_COLUMNS if name in header]
-        entries = [row[named[0] if named else 0] for row in rows[1 if named else 0 :] if row]
+        entries = first_column(url, LIST_COLUMNS, LOOKING)
     else:
-        entries = storage.read_bytes(url).decode("utf-8-sig").splitlines()
+        try:
+            text = storage.read_bytes(url).decode("utf-8-sig")
+            entries = _csv_column(text) if _suffix(url) == ".csv" else text.splitlines()
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise GwmError(f"{url} is not a list that can be read: {error}.") from error
     lines = (str(entry).strip() for entry in entries if entry is not None)
     yield from dict.fromkeys(line for line in lines if line and not line.startswith("#"))
+
+
+def _csv_column(text: str) -> list[str]:
+    rows = list(csv.reader(io.StringIO(text)))
+    header = [cell.strip().lower() for cell in rows[0]] if rows else []
+    named = [header.index(name) for name in LIST_COLUMNS if name in header]
+    column = named[0] if named else 0
+    return [row[column] for row in rows[1 if named else 0 :] if len(row) > column]
 
 
 @dataclass(slots=True)
@@ -184,8 +191,10 @@ def _are_frames(urls: list[str]) -> bool:
 
 def _image_size(url: str) -> tuple[int, ...]:
     """Height and width, or nothing for what is no image: it has no say, and a stage will report it."""
-    image = cv2.imdecode(np.frombuffer(storage.read_bytes(url), np.uint8), cv2.IMREAD_GRAYSCALE)
-    return () if image is None else tuple(image.shape)
+    try:
+        return contained(LOOKING, image_size, url)
+    except UnitError:
+        return ()
 
 
 def _matching(root: str, pattern: str) -> Iterator[tuple[str, int]]:
@@ -201,8 +210,16 @@ def _at_least_one(sources: Iterator[Source], spec: str, what: str) -> Iterator[S
     first = next(sources, None)
     if first is None:
         raise GwmError(f"There is no {what} in {without_secrets(spec)}.")
-    yield first
-    yield from sources
+    yield from map(_travelling, itertools.chain((first,), sources))
+
+
+def _travelling(source: Source) -> Source:
+    """The source as rows can carry it: a file name that is no UTF-8 is missed by its stage under its escaped name."""
+    try:
+        f"{source.name}{source.url}".encode()
+    except UnicodeEncodeError:
+        return replace(source, name=printable(source.name), url=printable(source.url))
+    return source
 
 
 def _split_glob(spec: str) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast, get_args, get_type_hints
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml.error import MarkedYAMLError
 
 from pipeline.errors import GwmError
 from pipeline.storage_errors import without_secrets
@@ -24,6 +25,7 @@ NOT_PART_OF_A_RESULT = (
     "tracking",
     "retry_quarantined",
     "decode.timeout_s",
+    "decode.max_bytes",
     "cache",
     "num_workers",
     "max_bad_batches",
@@ -34,22 +36,28 @@ NOT_PART_OF_A_RESULT = (
 """Values that say where and how a job runs; changing them does not change what it computes."""
 
 
+MAX_YAML_BYTES = 2**20
+MAX_YAML_DEPTH = 16
+"""A configuration has three levels, and a list."""
+
+
 def load_config(cls: type[T], path: str | None, overrides: Sequence[str]) -> T:
     """Defaults, then the YAML file, then `key=value` words, as a frozen dataclass.
 
     Raises GwmError with one sentence for an unknown key, a wrong value, or a value that is missing.
     """
     tree = _merged(cls, path, overrides)
-    missing = sorted(OmegaConf.missing_keys(tree))
+    try:
+        missing = sorted(OmegaConf.missing_keys(tree))
+        config = None if missing else OmegaConf.to_object(tree)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise GwmError(f"Impossible value: {_first_line(error)}.") from error
     if missing:
         words = " and ".join(f"{key}=" for key in missing)
         verb = "is" if len(missing) == 1 else "are"
         where = f"in {path} or on the command line" if path else "on the command line"
         raise GwmError(f"{words} {verb} missing: give {'it' if verb == 'is' else 'them'} {where}.")
-    try:
-        return cast("T", OmegaConf.to_object(tree))
-    except (OmegaConfBaseException, ValueError) as error:
-        raise GwmError(f"Impossible value: {_first_line(error)}.") from error
+    return cast("T", config)
 
 
 def config_yaml(cls: type[Any], path: str | None, overrides: Sequence[str]) -> str:
@@ -99,23 +107,36 @@ def _merge(cls: type[Any], tree: Any, values: dict[str, Any], *, where: str) -> 
 
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with Path(path).open("rb") as file:
+            text = file.read(MAX_YAML_BYTES).decode()
     except FileNotFoundError as error:
         raise GwmError(f"There is no configuration file {path}.") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise GwmError(f"Cannot read the configuration file {path}: {error}.") from error
     try:
+        _check_yaml(text)
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is not None and not isinstance(root, yaml.MappingNode):
+            raise GwmError(f"{path} is not a configuration: expected lines of the form 'key: value'.")
         # OmegaConf's loader reads 1e-5 as a number, which plain YAML 1.1 takes for a string.
         loaded = OmegaConf.create(text) if text.strip() else OmegaConf.create({})
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" (line {mark.line + 1})" if mark is not None else ""
         problem = getattr(error, "problem", None) or _first_line(error)
         raise GwmError(f"{path} is not valid YAML{line}: {problem}.") from error
-    values = OmegaConf.to_container(loaded)
-    if not isinstance(values, dict):
-        raise GwmError(f"{path} is not a configuration: expected lines of the form 'key: value'.")
-    return cast("dict[str, Any]", values)
+    return cast("dict[str, Any]", OmegaConf.to_container(loaded))
+
+
+def _check_yaml(text: str) -> None:
+    """YAMLError for what would grow without bound when it is read: references and deep nesting."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent):
+            raise MarkedYAMLError(problem="references (*name) are not taken", problem_mark=event.start_mark)
+        if depth > MAX_YAML_DEPTH:
+            raise MarkedYAMLError(problem="it is nested too deeply", problem_mark=event.start_mark)
 
 
 def _nested(cls: type[Any], word: str) -> dict[str, Any]:
@@ -126,8 +147,9 @@ def _nested(cls: type[Any], word: str) -> dict[str, Any]:
     value: Any = text
     if not _is_text(cls, key):
         try:
+            _check_yaml(text)
             value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
+        except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
             raise GwmError(f"Cannot read the value of '{word}': {_first_line(error)}.") from error
         value = cast("dict[str, Any]", value)["value"]
     elif text in ("null", ""):

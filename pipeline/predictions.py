@@ -5,19 +5,23 @@ row of a mask shard belongs to a sequence by the last name of its source, withou
 frame index. Members of a zip are read in memory; their names never become paths.
 """
 
+import lzma
+import struct
 import zipfile
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import PurePosixPath
-from typing import Literal
-
-import cv2
-import numpy as np
-import pyarrow.parquet as pq
+from typing import Any, BinaryIO, Literal
 
 from pipeline import storage
+from pipeline.columns import read_columns
+from pipeline.config import DecodeLimits
+from pipeline.contained import contained
 from pipeline.dataset import Dataset
-from pipeline.errors import GwmError
+from pipeline.errors import GwmError, UnitError
+from pipeline.images import Image, decode_grey, read_grey
 from pipeline.inputs import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from pipeline.layouts import AnnotatedSequence
 from pipeline.masks import decode_mask
@@ -25,6 +29,20 @@ from pipeline.metrics import Mask, binary_mask
 
 MAX_PNG_BYTES = 64 * 2**20
 """A larger member of a zip is no mask."""
+
+BROKEN_ZIP = (
+    zipfile.BadZipFile,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    EOFError,
+    OSError,
+    lzma.LZMAError,
+    struct.error,
+    zlib.error,
+)
+"""What zipfile raises for damaged, encrypted and unknown content."""
+ROW_COLUMNS = ("source", "frame_index", "height_px", "width_px", "mask_rle", "error")
 
 Kind = Literal["shards", "folder", "zip"]
 
@@ -66,13 +84,13 @@ class Predictions:
         return found[0]
 
 
-def find_predictions(url: str) -> Predictions:
+def find_predictions(url: str, limits: DecodeLimits) -> Predictions:
     """The masks at a URL: a zip, a mask dataset (it has a dataset.json), or a folder of PNGs."""
     kind: Kind
     if url.lower().endswith(".zip"):
         kind, places = "zip", _png_places(_zip_members(url))
     elif storage.exists(storage.join(url, "dataset.json")):
-        kind, places = "shards", _shard_places(url)
+        kind, places = "shards", _shard_places(url, limits)
     else:
         kind, places = "folder", _png_places((file, file) for file in storage.list_files(url))
     if not places:
@@ -80,26 +98,30 @@ def find_predictions(url: str) -> Predictions:
     return Predictions(url=storage.absolute(url), kind=kind, places=places)
 
 
-def read_predictions(url: str, kind: Kind, places: Iterable[Place]) -> Iterator[Mask]:
+def read_predictions(url: str, kind: Kind, places: Iterable[Place], limits: DecodeLimits) -> Iterator[Mask]:
     """The masks at the given places, in order; GwmError names one that cannot be read."""
     if kind == "shards":
-        yield from _read_rows(places)
+        yield from _read_rows(places, limits)
     elif kind == "folder":
         for place in places:
-            yield read_mask(place.file, storage.read_bytes(place.file))
+            yield read_mask(place.file, limits)
     else:
-        with storage.open_read(url) as file, zipfile.ZipFile(file) as archive:
+        with storage.open_read(url) as file, _archive(url, file) as archive:
             for place in places:
-                yield read_mask(f"{url}: {place.file}", _read_member(url, archive, place.file))
+                name, member = f"{url}: {place.file}", _read_member(url, archive, place.file)
+                yield _foreground(partial(contained, limits, decode_grey, name, member))
 
 
-def read_mask(name: str, encoded: bytes) -> Mask:
-    """The foreground of an encoded mask image."""
-    data = np.frombuffer(encoded, np.uint8)
-    image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if data.size else None
-    if image is None:
-        raise GwmError(f"{name} is not an image that can be read.")
-    return binary_mask(np.asarray(image, np.uint8))
+def read_mask(url: str, limits: DecodeLimits) -> Mask:
+    """The foreground of a mask image."""
+    return _foreground(partial(contained, limits, read_grey, url))
+
+
+def _foreground(read: Callable[[], Image]) -> Mask:
+    try:
+        return binary_mask(read())
+    except UnitError as error:
+        raise GwmError(f"{error}.") from error
 
 
 def _png_places(files: Iterable[tuple[str, str]]) -> dict[tuple[str, int | str], list[Place]]:
@@ -117,31 +139,34 @@ def _png_places(files: Iterable[tuple[str, str]]) -> dict[tuple[str, int | str],
 
 
 def _zip_members(url: str) -> list[tuple[str, str]]:
+    with storage.open_read(url) as file, _archive(url, file) as archive:
+        return [(name, name) for name in archive.namelist()]
+
+
+def _archive(url: str, file: BinaryIO) -> zipfile.ZipFile:
     try:
-        with storage.open_read(url) as file, zipfile.ZipFile(file) as archive:
-            return [(name, name) for name in archive.namelist()]
-    except zipfile.BadZipFile as error:
-        raise GwmError(f"masks={url} is not a zip file.") from error
+        return zipfile.ZipFile(file)
+    except BROKEN_ZIP as error:
+        raise GwmError(f"masks={url} is not a zip file that can be read: {error}.") from error
 
 
 def _read_member(url: str, archive: zipfile.ZipFile, name: str) -> bytes:
+    """A member's bytes: at most as many as the archive claims, and it may not claim too many."""
     info = archive.getinfo(name)
     if info.file_size > MAX_PNG_BYTES:
         raise GwmError(f"{url}: {name} is no mask: it unpacks to {info.file_size} bytes.")
     try:
         return archive.read(info)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+    except BROKEN_ZIP as error:
         raise GwmError(f"{url}: {name} cannot be unpacked: {error}.") from error
 
 
-def _shard_places(url: str) -> dict[tuple[str, int | str], list[Place]]:
+def _shard_places(url: str, limits: DecodeLimits) -> dict[tuple[str, int | str], list[Place]]:
     """Places by sequence and frame index; of single images by folder and name, and by name alone."""
     places: dict[tuple[str, int | str], list[Place]] = {}
     for shard in Dataset.read(url, kind="masks").shards():
-        with storage.open_read(shard) as file:
-            table = pq.read_table(file, columns=["source", "frame_index"])
-        pairs = zip(table["source"].to_pylist(), table["frame_index"].to_pylist(), strict=True)
-        for row, (source, frame_index) in enumerate(pairs):
+        columns = read_columns(shard, ("source", "frame_index"), limits)
+        for row, (source, frame_index) in enumerate(zip(*columns.values(), strict=True)):
             place = Place(file=shard, row=row, source=source)
             for key in _row_keys(source, frame_index):
                 places.setdefault(key, []).append(place)
@@ -161,14 +186,17 @@ def sequence_name(source: str) -> str:
     return path.stem if path.suffix.lower() in VIDEO_SUFFIXES else path.name
 
 
-def _read_rows(places: Iterable[Place]) -> Iterator[Mask]:
+def _read_rows(places: Iterable[Place], limits: DecodeLimits) -> Iterator[Mask]:
     """Masks of shard rows; the shard read last is kept, as a sequence's frames lie together."""
-    opened, table = "", None
+    opened, columns = "", dict[str, list[Any]]()
     for place in places:
-        if table is None or place.file != opened:
-            with storage.open_read(place.file) as file:
-                opened, table = place.file, pq.read_table(file)
-        row = table.slice(place.row, 1).to_pylist()[0]
+        if place.file != opened:
+            opened, columns = place.file, read_columns(place.file, ROW_COLUMNS, limits)
+        row = {name: column[place.row] for name, column in columns.items()}
+        where = f"{row['source']}, frame {row['frame_index']},"
         if row["mask_rle"] is None:
-            raise GwmError(f"{row['source']}, frame {row['frame_index']}, has no mask: {row['error']}.")
-        yield decode_mask(row["mask_rle"], row["height_px"], row["width_px"])
+            raise GwmError(f"{where} has no mask: {row['error']}.")
+        try:
+            yield contained(limits, decode_mask, row["mask_rle"], row["height_px"], row["width_px"])
+        except (UnitError, ArithmeticError, TypeError, ValueError) as error:
+            raise GwmError(f"{where} has a mask that cannot be read: {error}.") from error

@@ -29,7 +29,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     load_estimator(config.estimate_flow, "cpu")  # refuses wrong weights before anything is written
     dataset = Dataset.open(config.output, kind="flow", config=config, schema_version=FLOW_SCHEMA_VERSION)
     if config.retry_quarantined:
-        dataset.clear_quarantine()
+        dataset = dataset.clear_quarantine()
     start_ray(config.placement, config.placement.estimate_flow)
     job = {"command": "prepare", "output": config.output, "fingerprint": fingerprint(config)}
     tracker = Tracker.start(config.tracking, run_config=config, **job)

@@ -6,9 +6,11 @@ import time
 from types import TracebackType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
+from pipeline.errors import printable
 from pipeline.storage_errors import without_secrets
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -18,7 +20,7 @@ Field = str | int | float | bool | None
 
 def say(sentence: str) -> None:
     """Prints one line to stderr, above a bar if there is one; what a URL holds of secrets is left out."""
-    sys.stderr.write(f"{without_secrets(sentence)}\n")
+    sys.stderr.write(f"{printable(without_secrets(sentence))}\n")
     sys.stderr.flush()
 
 
@@ -83,4 +85,4 @@ class Progress:
 
 
 def _short(value: Field) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else escape(printable(str(value)))

@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Sequence
 
-import pyarrow.parquet as pq
-
-from pipeline import storage
-from pipeline.config import EvaluateConfig
+from pipeline.columns import read_columns
+from pipeline.config import DecodeLimits, EvaluateConfig
+from pipeline.contained import contained
 from pipeline.dataset import Dataset
 from pipeline.errors import GwmError, UnitError
 from pipeline.frames import FrameList
@@ -42,7 +41,7 @@ def plan_scores(config: EvaluateConfig, truth: GroundTruth) -> list[Row]:
     """One row for each sequence, or for 64 single images; GwmError names a mask or frame that is missing."""
     rows: list[Row] = []
     if config.masks is not None:
-        predictions = find_predictions(config.masks)
+        predictions = find_predictions(config.masks, config.decode)
         for sequence in truth.sequences:
             positions = official_positions(truth.dataset, sequence)
             places = [predictions.find(sequence, position) for position in positions]
@@ -88,9 +87,9 @@ def _parts(row: Row) -> list[Row]:
 
 def _frame_finder(config: EvaluateConfig) -> FindFrames:
     if config.flow is not None:
-        return _FlowFrames(config.flow)
+        return _FlowFrames(config.flow, config.decode)
     if config.images is not None:
-        return _ImageFrames(config.images)
+        return _ImageFrames(config.images, config.decode)
     return _layout_frames
 
 
@@ -101,8 +100,9 @@ def _layout_frames(sequence: AnnotatedSequence) -> FrameList:
 class _ImageFrames:
     """Frames of `images=`: videos and folders of frames by their last name, single images by their stem."""
 
-    def __init__(self, spec: str) -> None:
+    def __init__(self, spec: str, limits: DecodeLimits) -> None:
         self._spec = spec
+        self._limits = limits
         self._sources: dict[str, Source] = {}
         for source in find_images(spec):
             name = sequence_name(source.name)
@@ -115,9 +115,15 @@ class _ImageFrames:
             return FrameList(kind="files", urls=urls, num_frames=len(urls))
         source = self._source(sequence.name)
         if source.kind == "video":
-            return FrameList(kind="video", urls=(source.url,), num_frames=_num_frames(source))
+            return FrameList(kind="video", urls=(source.url,), num_frames=self._num_frames(source))
         urls = tuple(frame_urls(source))
         return FrameList(kind="files", urls=urls, num_frames=len(urls))
+
+    def _num_frames(self, video: Source) -> int:
+        try:
+            return len(contained(self._limits, probe, video).pts)
+        except UnitError as error:
+            raise GwmError(f"{error}.") from error
 
     def _source(self, name: str) -> Source:
         if name not in self._sources:
@@ -128,13 +134,12 @@ class _ImageFrames:
 class _FlowFrames:
     """Frames that a flow dataset stores, by the video's last name."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, limits: DecodeLimits) -> None:
         self._url = url
         self._videos: dict[str, dict[int, tuple[str, int]]] = {}
         for shard in Dataset.read(url, kind="flow").shards():
-            with storage.open_read(shard) as file:
-                table = pq.read_table(file, columns=["video", "frame_index"])
-            pairs = zip(table["video"].to_pylist(), table["frame_index"].to_pylist(), strict=True)
+            columns = read_columns(shard, ("video", "frame_index"), limits)
+            pairs = zip(columns["video"], columns["frame_index"], strict=True)
             for row, (video, frame_index) in enumerate(pairs):
                 self._videos.setdefault(sequence_name(video), {})[frame_index] = (shard, row)
 
@@ -150,10 +155,3 @@ class _FlowFrames:
             rows=tuple(row for _, row in places),
             num_frames=len(places),
         )
-
-
-def _num_frames(source: Source) -> int:
-    try:
-        return len(probe(source).pts)
-    except UnitError as error:
-        raise GwmError(f"{error}.") from error

@@ -9,8 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from rich.markup import escape
 from rich.table import Table
 
+from pipeline.errors import printable
 from pipeline.layouts import GroundTruth, dataset_mean
 from pipeline.records import Row
 from pipeline.stages.score_sequence import MODEL_PROTOCOLS
@@ -62,7 +64,7 @@ def screen_table(truth: GroundTruth, means: Mapping[str, ProtocolScores]) -> Tab
     asked = next(iter(means.values()))
     for name in asked.sequences:
         values = [f"{100 * scores.sequences.get(name, math.nan):.1f}" for scores in means.values()]
-        table.add_row(name, str(asked.num_frames[name]), *values)
+        table.add_row(escape(printable(name)), str(asked.num_frames[name]), *values)
     table.add_section()
     table.add_row(
         "mean",

@@ -31,7 +31,7 @@ def segment(config: SegmentConfig) -> dict[str, Any]:
     pinned = pin(config, card)
     dataset = Dataset.open(config.output, kind="masks", config=pinned, schema_version=MASK_SCHEMA_VERSION)
     if config.retry_quarantined:
-        dataset.clear_quarantine()
+        dataset = dataset.clear_quarantine()
     start_ray(config.placement, config.placement.segment_images)
     job = {"command": "segment", "output": config.output, "fingerprint": fingerprint(pinned)}
     tracker = Tracker.start(config.tracking, run_config=pinned, **job)

@@ -8,9 +8,11 @@ from importlib.metadata import version as installed_version
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pipeline import storage
+from pipeline.errors import printable
 from pipeline.storage_errors import without_secrets
 
 RATED = ("rows", "bytes", "steps", "images")
@@ -83,7 +85,11 @@ def _rates(values: Mapping[str, Any], seconds: float) -> dict[str, float]:
 
 def _cell(value: object) -> str:
     if isinstance(value, Mapping):
-        return "  ".join(f"{name} {_cell(inner)}" for name, inner in value.items())
+        return "  ".join(f"{escape(printable(name))} {_cell(inner)}" for name, inner in value.items())
     if isinstance(value, float):
         return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    return (
+        f"{value:,}"
+        if isinstance(value, int) and not isinstance(value, bool)
+        else escape(printable(str(value)))
+    )

@@ -6,14 +6,12 @@ are counted instead: their index is made by decoding once, and a clip is decoded
 """
 
 import errno
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import av
 import av.error
-import cv2
 import numpy as np
 import numpy.typing as npt
 from av.container import InputContainer
@@ -23,12 +21,15 @@ from av.video.reformatter import Interpolation
 from av.video.stream import VideoStream
 
 from pipeline import storage
-from pipeline.errors import GwmError, UnitError
+from pipeline.errors import UnitError
+from pipeline.images import image_size, present
 from pipeline.inputs import Source, frame_urls
 
 Frames = npt.NDArray[np.uint8]
 """uint8 [T, 3, H, W], RGB, upright."""
 
+ALONE = {"protocol_whitelist": "none"}
+"""A list of files that is called a video opens none of them: neither this machine's nor another's."""
 UNTIMED_CONTAINERS = frozenset({"avi"})
 EARLY_FRAME_S = 1e-3
 """Containers round times to milliseconds: a frame that early still belongs to its tick."""
@@ -122,23 +123,21 @@ def decode_frames(
     timed: bool,
     height_px: int,
     width_px: int,
-    timeout_s: float,
     num_threads: int = 1,
 ) -> Frames:
     """Return the frames at exactly the ascending time stamps `pts`, resized to upright height_px x width_px.
 
     Decoding starts at the keyframe `seek_pts` and stops after the last wanted frame; only wanted frames are
     kept, so memory is bounded by the clip. A seek that lands too late (broken file indices) is answered by
-    decoding from the start. UnitError: a wanted frame cannot be decoded, or `timeout_s` is over.
+    decoding from the start. UnitError: a wanted frame cannot be decoded.
     """
-    deadline = time.monotonic() + timeout_s
     frames = np.empty((len(pts), 3, height_px, width_px), dtype=np.uint8)
     missing = list(pts)
     for start in (seek_pts, None) if timed and seek_pts is not None else (None,):
         with _opened(url, num_threads) as (container, stream):
             if start is not None:
                 container.seek(start, stream=stream)
-            found = _collect(_decoded(container, stream), pts, timed, frames, deadline)
+            found = _collect(_decoded(container, stream), pts, timed, frames)
         missing = [stamp for stamp in pts if stamp not in found]
         if not missing:
             return frames
@@ -147,31 +146,11 @@ def decode_frames(
     )
 
 
-def decode_images(urls: Sequence[str], *, height_px: int, width_px: int, timeout_s: float) -> Frames:
-    """Return the images of a folder of frames, resized to height_px x width_px."""
-    deadline = time.monotonic() + timeout_s
-    frames = np.empty((len(urls), 3, height_px, width_px), dtype=np.uint8)
-    for position, url in enumerate(urls):
-        _check_deadline(deadline)
-        frames[position] = resize_image(_read_image(url), height_px, width_px).transpose(2, 0, 1)
-    return frames
-
-
-def resize_image(image: npt.NDArray[np.uint8], height_px: int, width_px: int) -> npt.NDArray[np.uint8]:
-    """Return image [H, W, C] at another size: an area average when it shrinks, bicubic when it grows."""
-    if image.shape[:2] == (height_px, width_px):
-        return image
-    shrinks = height_px <= image.shape[0] and width_px <= image.shape[1]
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-    resized = cv2.resize(image, (width_px, height_px), interpolation=method)
-    return np.asarray(resized, dtype=np.uint8)
-
-
 def _probe_folder(source: Source) -> VideoIndex:
     urls = frame_urls(source)
     if not urls:
         raise UnitError(f"{source.name} has no frames")
-    height_px, width_px = _read_image(urls[0]).shape[:2]
+    height_px, width_px = image_size(urls[0])
     number = np.arange(len(urls), dtype=np.int64)
     return VideoIndex(
         pts=number,
@@ -184,32 +163,12 @@ def _probe_folder(source: Source) -> VideoIndex:
     )
 
 
-def _read_image(url: str) -> npt.NDArray[np.uint8]:
-    with _present(url):
-        encoded = np.frombuffer(storage.read_bytes(url), dtype=np.uint8)
-    image = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if encoded.size else None
-    if image is None:
-        raise UnitError(f"{url} is not an image that can be read")
-    return np.asarray(image[..., ::-1], dtype=np.uint8)
-
-
-@contextmanager
-def _present(url: str) -> Iterator[None]:
-    """A file that a list names, or that was removed since, fails its unit and not the job."""
-    try:
-        yield
-    except GwmError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            raise UnitError(f"there is no {url}") from error
-        raise
-
-
 @contextmanager
 def _opened(url: str, num_threads: int = 1) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Yield the container and its video stream; codec and container errors become UnitError."""
-    with _present(url), storage.open_read(url) as file:
+    with present(url), storage.open_read(url) as file:
         try:
-            with av.open(file) as container:
+            with av.open(file, options=ALONE) as container:
                 pictures = Disposition.attached_pic | Disposition.timed_thumbnails
                 streams = [s for s in container.streams.video if not s.disposition & pictures]
                 if not streams:
@@ -218,6 +177,8 @@ def _opened(url: str, num_threads: int = 1) -> Iterator[tuple[InputContainer, Vi
                 stream.codec_context.thread_count = num_threads
                 stream.thread_type = "AUTO"
                 yield container, stream
+        except MemoryError:
+            raise
         except av.error.FFmpegError as error:
             raise UnitError(f"{url} is not a video that can be read ({error.strerror})") from error
         except OSError as error:
@@ -275,6 +236,8 @@ def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFr
     while True:
         try:
             packet = next(packets, None)
+        except MemoryError:
+            raise
         except av.error.FFmpegError:
             packet = None
         if packet is None:
@@ -285,14 +248,11 @@ def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFr
             yield from (frame for frame in packet.decode() if isinstance(frame, VideoFrame))
 
 
-def _collect(
-    decoded: Iterable[VideoFrame], pts: Sequence[int], timed: bool, frames: Frames, deadline: float
-) -> set[int]:
+def _collect(decoded: Iterable[VideoFrame], pts: Sequence[int], timed: bool, frames: Frames) -> set[int]:
     """Fill `frames` with the wanted ones of `decoded`, and return the time stamps found."""
     position = {stamp: i for i, stamp in enumerate(pts)}
     found: set[int] = set()
     for number, frame in enumerate(decoded):
-        _check_deadline(deadline)
         stamp = frame.pts if timed else number
         if stamp is None or frame.is_corrupt:
             continue
@@ -319,8 +279,3 @@ def _upright(frame: VideoFrame, height_px: int, width_px: int) -> npt.NDArray[np
 def _quarter_turns(frame: VideoFrame) -> int:
     """Quarter turns counter-clockwise that put the frame upright (display matrix)."""
     return round(frame.rotation / 90) % 4
-
-
-def _check_deadline(deadline: float) -> None:
-    if time.monotonic() > deadline:
-        raise UnitError("decoding took longer than decode.timeout_s")

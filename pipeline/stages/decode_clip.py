@@ -3,10 +3,12 @@
 import time
 
 from pipeline.config import PrepareConfig
+from pipeline.contained import contained
 from pipeline.errors import GwmError
+from pipeline.images import decode_images
 from pipeline.records import Row
 from pipeline.stages.failure import failed_row
-from pipeline.video import decode_frames, decode_images
+from pipeline.video import decode_frames
 
 
 def decode_clip(row: Row, config: PrepareConfig) -> Row:
@@ -14,22 +16,20 @@ def decode_clip(row: Row, config: PrepareConfig) -> Row:
     if row["status"] != "planned":
         return row
     began = time.monotonic()
-    size_and_time = {
-        "height_px": row["height_px"],
-        "width_px": row["width_px"],
-        "timeout_s": config.decode.timeout_s,
-    }
+    size = {"height_px": row["height_px"], "width_px": row["width_px"]}
     try:
         if row["kind"] == "frames":
-            frames = decode_images(row["frame_urls"], **size_and_time)
+            frames = contained(config.decode, decode_images, list(row["frame_urls"]), **size)
         else:
-            frames = decode_frames(
+            frames = contained(
+                config.decode,
+                decode_frames,
                 row["url"],
-                row["pts"],
+                [int(stamp) for stamp in row["pts"]],
                 seek_pts=row["seek_pts"],
                 timed=row["timed"],
                 num_threads=max(1, int(config.placement.decode_clip.num_cpus)),
-                **size_and_time,
+                **size,
             )
     except GwmError:
         raise

@@ -2,20 +2,21 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 
-import cv2
 import numpy as np
 
-from pipeline import storage
-from pipeline.config import SegmentConfig
-from pipeline.errors import GwmError, UnitError
+from pipeline.config import DecodeLimits, SegmentConfig
+from pipeline.contained import contained
+from pipeline.errors import GwmError, UnitError, printable
 from pipeline.frames import Stamps, read_video
+from pipeline.images import Image, read_image_at
 from pipeline.inference import ModelCard
 from pipeline.pictures import encode_jpeg
 from pipeline.records import Row
 from pipeline.stages.failure import failed_row
-from pipeline.video import Frames, fitted_size, resize_image
+from pipeline.video import Frames, fitted_size
 
 PICTURE_SIDE_PX = 854
 """Longest side of an overlay picture."""
@@ -44,17 +45,19 @@ def _load_files(row: Row, config: SegmentConfig, card: ModelCard) -> Row:
     images, sizes, errors, pictures = [], [], [], []
     for url in row["urls"]:
         try:
-            image = read_image(url)
+            image, size = _read_file(url, card.height_px, card.width_px, config.decode)
+            if config.write_png:
+                ground, _ = _read_file(url, *_picture_size(*size), config.decode)
+                pictures.append(_picture(ground))
         except UnitError as error:
             sizes.append((0, 0))
-            errors.append(str(error))
+            errors.append(printable(str(error)))
             continue
-        sizes.append(image.shape[:2])
+        sizes.append(size)
         errors.append("")
-        images.append(_at_input_size(image, card))
-        if config.write_png:
-            pictures.append(_picture(image))
-    anchors = _file_anchors(tuple(row["anchor_urls"]), card) if row["kind"] == "frames" else _none(card)
+        images.append(image)
+    is_video = row["kind"] == "frames"
+    anchors = _file_anchors(tuple(row["anchor_urls"]), card, config.decode) if is_video else _none(card)
     return {
         "images": np.stack(images) if images else _none(card),
         "anchors": anchors,
@@ -67,15 +70,15 @@ def _load_files(row: Row, config: SegmentConfig, card: ModelCard) -> Row:
 
 def _load_video(row: Row, config: SegmentConfig, card: ModelCard) -> Row:
     """Columns of a chunk of a video file."""
-    url, wanted = row["urls"][0], Stamps.of_row(row)
-    images = read_video(url, wanted, card.height_px, card.width_px)
+    url, wanted, limits = row["urls"][0], Stamps.of_row(row), config.decode
+    images = read_video(url, wanted, card.height_px, card.width_px, limits)
     pictures = []
     if config.write_png:
         size = _picture_size(row["height_px"], row["width_px"])
-        pictures = [encode_jpeg(frame.transpose(1, 2, 0)) for frame in read_video(url, wanted, *size)]
+        pictures = [_picture(frame) for frame in read_video(url, wanted, *size, limits)]
     return {
         "images": images,
-        "anchors": _video_anchors(row["video"], url, Stamps.of_row(row, "anchor_"), card),
+        "anchors": _video_anchors(row["video"], url, Stamps.of_row(row, "anchor_"), card, limits),
         "heights_px": [row["height_px"]] * len(images),
         "widths_px": [row["width_px"]] * len(images),
         "errors": [""] * len(images),
@@ -83,40 +86,35 @@ def _load_video(row: Row, config: SegmentConfig, card: ModelCard) -> Row:
     }
 
 
-def read_image(url: str) -> np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]:
-    """An image file as RGB [H, W, 3], turned as its EXIF data asks; UnitError if it is none."""
-    try:
-        encoded = np.frombuffer(storage.read_bytes(url), np.uint8)
-        image = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if encoded.size else None
-    except GwmError as error:
-        if storage.exists(url):
-            raise
-        raise UnitError(f"{url} is gone") from error
-    except cv2.error as error:
-        raise UnitError(f"{url} cannot be decoded: {error.err}") from error
-    if image is None:
-        raise UnitError(f"{url} is not an image that can be read")
-    return np.ascontiguousarray(image[..., ::-1], np.uint8)
+def _read_file(
+    url: str, height_px: int, width_px: int, limits: DecodeLimits
+) -> tuple[Image, tuple[int, int]]:
+    """An image file [3, height_px, width_px] and its own size; UnitError if it cannot be read."""
+    return contained(limits, read_image_at, url, height_px, width_px)
 
 
 @lru_cache(maxsize=2)
-def _video_anchors(video: str, url: str, wanted: Stamps, card: ModelCard) -> Frames:  # noqa: ARG001
+def _video_anchors(
+    video: str,  # noqa: ARG001
+    url: str,
+    wanted: Stamps,
+    card: ModelCard,
+    limits: DecodeLimits,
+) -> Frames:
     """The anchors of a video, without any that cannot be decoded; kept, as its next chunk needs them too.
 
     `video` names the video's content (name, size) and so keeps a replaced file apart.
     """
-    return read_video(url, wanted, card.height_px, card.width_px, skip_broken=True)
+    return read_video(url, wanted, card.height_px, card.width_px, limits, skip_broken=True)
 
 
 @lru_cache(maxsize=2)
-def _file_anchors(urls: Sequence[str], card: ModelCard) -> Frames:
+def _file_anchors(urls: Sequence[str], card: ModelCard, limits: DecodeLimits) -> Frames:
     """The anchors of a folder of frames, without any that cannot be read."""
     images = []
     for url in urls:
-        try:
-            images.append(_at_input_size(read_image(url), card))
-        except UnitError:
-            continue
+        with suppress(UnitError):
+            images.append(_read_file(url, card.height_px, card.width_px, limits)[0])
     return np.stack(images) if images else _none(card)
 
 
@@ -124,13 +122,9 @@ def _none(card: ModelCard) -> Frames:
     return np.empty((0, 3, card.height_px, card.width_px), np.uint8)
 
 
-def _at_input_size(image: np.ndarray, card: ModelCard) -> np.ndarray:
-    return np.ascontiguousarray(resize_image(image, card.height_px, card.width_px).transpose(2, 0, 1))
-
-
-def _picture(image: np.ndarray) -> bytes:
-    """The image as the ground of its overlay, JPEG."""
-    return encode_jpeg(resize_image(image, *_picture_size(*image.shape[:2])))
+def _picture(image: Image) -> bytes:
+    """An image [3, H, W] as the ground of its overlay, JPEG."""
+    return encode_jpeg(image.transpose(1, 2, 0))
 
 
 def _picture_size(height_px: int, width_px: int) -> tuple[int, int]:

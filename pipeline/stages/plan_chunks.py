@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.config import SegmentConfig
+from pipeline.contained import contained
 from pipeline.dataset import Dataset, unit_id
 from pipeline.errors import GwmError
 from pipeline.frames import stamps
@@ -16,7 +17,7 @@ from pipeline.inputs import Source, frame_urls
 from pipeline.masks import NUM_ERRORS
 from pipeline.records import Row
 from pipeline.stages.failure import failed_row
-from pipeline.stages.plan_clips import clip_spans
+from pipeline.stages.plan_clips import check_size, clip_spans
 from pipeline.video import VideoIndex, probe
 
 
@@ -44,6 +45,10 @@ def plan_chunks(row: Row, config: SegmentConfig, dataset: Dataset, fingerprint: 
     """
     began = time.monotonic()
     unit = unit_id(fingerprint, row["kind"], *row["names"], *(int(size) for size in row["sizes"]))
+    if row["kind"] != "images" and dataset.is_quarantined(
+        unit
+    ):  # not looked at again: it may have taken its time to fail
+        return [{**_settled(row["source"], "quarantined", 1), "seconds_plan_chunks": 0.0}]
     try:
         chunks = [_image_chunk(row, unit)] if row["kind"] == "images" else _video_chunks(row, unit, config)
     except GwmError:
@@ -74,7 +79,8 @@ def _image_chunk(row: Row, unit: str) -> Row:
 
 def _video_chunks(row: Row, video: str, config: SegmentConfig) -> list[Row]:
     source = Source(url=row["urls"][0], name=row["names"][0], kind=row["kind"])
-    index = probe(source)
+    index = contained(config.decode, probe, source)
+    check_size(source, index.height_px, index.width_px, config.decode)
     urls = frame_urls(source) if source.kind == "frames" else []
     anchors = anchor_positions(len(index.pts), config.anchor_frames)
     chunks = []
@@ -122,16 +128,22 @@ def _still_to_do(chunks: list[Row], dataset: Dataset, *, retry: bool) -> list[Ro
             settled["quarantined"] += 1
         else:
             rows.append(chunk)
+    errors_of = {"skipped": num_errors}
+    source = chunks[0]["source"]
     return rows + [
-        {
-            "unit": "",
-            "source": chunks[0]["source"],
-            "status": status,
-            "num_units": count,
-            "num_errors": num_errors if status == "skipped" else 0,
-        }
-        for status, count in settled.items()
+        _settled(source, status, count, errors_of.get(status, 0)) for status, count in settled.items()
     ]
+
+
+def _settled(source: str, status: str, num_units: int, num_errors: int = 0) -> Row:
+    """The row of units that need no work: no unit of their own, only their number."""
+    return {
+        "unit": "",
+        "source": source,
+        "status": status,
+        "num_units": num_units,
+        "num_errors": num_errors,
+    }
 
 
 def _errors_in(dataset: Dataset, unit: str) -> int | None:

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import storage
-from pipeline.config import DecodeConfig, PrepareConfig
+from pipeline.config import DecodeConfig, DecodeLimits, PrepareConfig
+from pipeline.contained import contained
 from pipeline.dataset import Dataset, unit_id
 from pipeline.errors import GwmError, UnitError
 from pipeline.inputs import Source, frame_urls
@@ -25,16 +26,16 @@ def plan_clips(row: Row, config: PrepareConfig, dataset: Dataset, fingerprint: s
     """
     began = time.monotonic()
     source = Source(**row)
+    unit = unit_id(source.name, source.size_bytes or 0, fingerprint, "video")
     try:
-        rows = _planned(source, config, dataset, fingerprint)
+        if dataset.is_quarantined(unit):  # not looked at again: it may have taken its time to fail
+            rows = [_settled(source, "quarantined", 1)]
+        else:
+            rows = _planned(source, config, dataset, fingerprint)
     except GwmError:
         raise
     except Exception as error:
-        unit = unit_id(source.name, source.size_bytes or 0, fingerprint, "video")
-        if dataset.is_quarantined(unit):
-            rows = [_settled(source, "quarantined", 1)]
-        else:
-            rows = [failed_row({"unit": unit, "source": source.name}, "plan_clips", error)]
+        rows = [failed_row({"unit": unit, "source": source.name}, "plan_clips", error)]
     seconds = time.monotonic() - began
     return [{**planned, "seconds_plan_clips": 0.0 if i else seconds} for i, planned in enumerate(rows)]
 
@@ -53,7 +54,7 @@ def decoded_span(start: int, stop: int, num_frames: int, gaps: Sequence[int]) ->
 
 
 def _planned(source: Source, config: PrepareConfig, dataset: Dataset, fingerprint: str) -> list[Row]:
-    index = probe(source)
+    index = contained(config.decode, probe, source)
     num_bytes = source.size_bytes
     if num_bytes is None:
         num_bytes = storage.size_bytes(source.url) if source.kind == "video" else len(index.pts)
@@ -85,6 +86,7 @@ def _clips(source: Source, index: VideoIndex, config: PrepareConfig) -> list[Row
         raise UnitError(
             f"{source.name} has {count} to use, so there is no pair of frames to estimate flow for"
         )
+    size = _decode_size(source, index, config.decode)
     urls = frame_urls(source) if source.kind == "frames" else []
     common = {
         "source": source.name,
@@ -93,7 +95,7 @@ def _clips(source: Source, index: VideoIndex, config: PrepareConfig) -> list[Row
         "timed": index.timed,
         "source_height_px": index.height_px,
         "source_width_px": index.width_px,
-        **_decode_size(index, config.decode),
+        **size,
     }
     rows = []
     for start, stop in clip_spans(len(kept), config.decode.clip_frames):
@@ -116,9 +118,18 @@ def _clips(source: Source, index: VideoIndex, config: PrepareConfig) -> list[Row
     return rows
 
 
-def _decode_size(index: VideoIndex, config: DecodeConfig) -> dict[str, int]:
+def _decode_size(source: Source, index: VideoIndex, config: DecodeConfig) -> dict[str, int]:
+    check_size(source, index.height_px, index.width_px, config)
     height_px, width_px = fitted_size(index.height_px, index.width_px, config.height_px, config.width_px)
+    check_size(source, height_px, width_px, config)
     return {"height_px": height_px, "width_px": width_px}
+
+
+def check_size(source: Source, height_px: int, width_px: int, limits: DecodeLimits) -> None:
+    """UnitError if frames of that size are not to be decoded."""
+    if height_px * width_px > limits.max_pixels:
+        size = f"{height_px} x {width_px} pixels"
+        raise UnitError(f"{source.name} has frames of {size}, more than decode.max_bytes allows")
 
 
 def _keyframe_before(keyframe_pts: npt.NDArray[np.int64], pts: int) -> int | None:

@@ -9,8 +9,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from gwm_model.merge import bipartitions, foreground_probability
-from pipeline import storage
-from pipeline.config import EvaluateConfig
+from pipeline.config import DecodeLimits, EvaluateConfig
 from pipeline.errors import GwmError, UnitError
 from pipeline.frames import FrameList, read_frame_list
 from pipeline.inference import ModelCard, RegionModel, anchor_positions, decide, upsample
@@ -22,15 +21,15 @@ MODEL_PROTOCOLS = ("label_free", "paper", "oracle")
 SIDES_AT_ONCE = 16
 
 
-def score_sequence(row: Row) -> Row:
+def score_sequence(row: Row, limits: DecodeLimits) -> Row:
     """The row's scores of given masks: `j`, one for each frame in `frame_index`.
 
     A mask of another size than its ground truth is resized (nearest pixel) and counted in `num_resized`.
     """
     places = [Place(file=file, row=index) for file, index in zip(row["files"], row["rows"], strict=True)]
-    masks = read_predictions(row["masks_url"], row["masks_kind"], places)
+    masks = read_predictions(row["masks_url"], row["masks_kind"], places, limits)
     scores, num_resized = [], 0
-    for mask, truth in zip(masks, _truths(row["annotation_urls"]), strict=True):
+    for mask, truth in zip(masks, _truths(row["annotation_urls"], limits), strict=True):
         num_resized += mask.shape != truth.shape
         scores.append(jaccard(_resized(mask, truth.shape), truth))
     return {**_frames_of(row), "num_resized": num_resized, "j": scores}
@@ -70,7 +69,7 @@ class ScoreSequence:
             masks, features = self._regions(frames, positions[part])
             labels, _ = decide(masks, features, is_video=False)
             video_labels, object_is = decision or decide(masks, features, is_video=False)
-            for image, truth in enumerate(_truths(row["annotation_urls"][part])):
+            for image, truth in enumerate(_truths(row["annotation_urls"][part], self._config.decode)):
                 chosen = 0 if decision else image
                 scores = protocol_scores(
                     upsample(masks[image], *truth.shape),
@@ -87,7 +86,7 @@ class ScoreSequence:
         return labels[:1], object_is[:1]
 
     def _regions(self, frames: FrameList, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
-        images = read_frame_list(frames, positions, *self._size)
+        images = read_frame_list(frames, positions, *self._size, self._config.decode)
         return self._model.regions(torch.from_numpy(images))
 
 
@@ -135,9 +134,9 @@ def _inside(scores: dict[str, float], row: Row, number: int) -> dict[str, float]
     return {name: score if counts[name] else float("nan") for name, score in scores.items()}
 
 
-def _truths(urls: Sequence[str]) -> Iterator[Mask]:
+def _truths(urls: Sequence[str], limits: DecodeLimits) -> Iterator[Mask]:
     for url in urls:
-        yield read_mask(url, storage.read_bytes(url))
+        yield read_mask(url, limits)
 
 
 def _resized(mask: Mask, shape: tuple[int, ...]) -> Mask:

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from pipeline.config import PrepareConfig
 from pipeline.dataset import Dataset
+from pipeline.images import resize_image
 from pipeline.records import (
     Row,
     encode_image,
@@ -17,7 +18,6 @@ from pipeline.records import (
     flow_schema,
     has_flow_column,
 )
-from pipeline.video import resize_image
 
 
 def write_flow_shard(row: Row, config: PrepareConfig, dataset: Dataset) -> Row:
@@ -26,7 +26,8 @@ def write_flow_shard(row: Row, config: PrepareConfig, dataset: Dataset) -> Row:
     summary = _summary(row)
     if row["status"] == "failed":
         failure = json.loads(row["failure"])
-        dataset.quarantine(row["unit"], source=row["source"], stage=failure["stage"], error=row["failure"])
+        where = {"source": row["source"], "stage": failure["stage"], "attempts": failure["attempts"]}
+        dataset.quarantine(row["unit"], **where, error=row["failure"])
         return {**summary, "status": "quarantined", "reason": failure["reason"]}
     if row["status"] != "planned":
         return summary

@@ -1,6 +1,8 @@
 """A chunk's shard of masks, and the pictures beside it by option."""
 
+import hashlib
 import json
+import re
 import time
 from pathlib import PurePosixPath
 
@@ -14,6 +16,11 @@ from pipeline.masks import MaskRow, decode_mask, mask_table
 from pipeline.pictures import encode_jpeg, encode_png, overlay
 from pipeline.records import Row, decode_image
 
+MAX_NAME_BYTES = 200
+"""Of one part of a path; file systems take 255, with our suffix."""
+DIGEST_MARK = "~"
+PICTURES = (".png", ".jpg")
+"""Suffixes of what is written: a folder that has one could be in the way of a file."""
 STAGES = ("plan_chunks", "load_chunk", "segment_images", "write_mask_shard")
 
 
@@ -26,7 +33,8 @@ def write_mask_shard(row: Row, config: SegmentConfig, dataset: Dataset) -> Row:
     summary = _summary(row)
     if row["status"] == "failed":
         failure = json.loads(row["failure"])
-        dataset.quarantine(row["unit"], source=row["source"], stage=failure["stage"], error=row["failure"])
+        where = {"source": row["source"], "stage": failure["stage"], "attempts": failure["attempts"]}
+        dataset.quarantine(row["unit"], **where, error=row["failure"])
         return {**summary, "status": "quarantined", "reason": failure["reason"]}
     if row["status"] != "planned":
         return summary
@@ -48,18 +56,35 @@ def write_mask_shard(row: Row, config: SegmentConfig, dataset: Dataset) -> Row:
     }
 
 
-def safe_key(name: str) -> str:
-    """A source's name as a path below a folder that it cannot lead out of."""
-    return "/".join(part for part in PurePosixPath(name.replace("\\", "/")).parts if part.strip("/."))
+def safe_key(name: str, *, is_folder: bool = False) -> str:
+    """A source's name as a path below a folder: never out of it, never another's, never too long to write.
+
+    A plain name stays as it is. Any other lies in a folder of its own that is called after its digest.
+    """
+    *folders, last = parts = name.split("/")
+    files = [] if is_folder else [last]
+    folders = folders if files else parts
+    if all(map(_is_plain, parts)) and not any(part.endswith(PICTURES) for part in folders):
+        return name
+    own = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:32]
+    shown = [re.sub(r"[^\w.-]|^\.", "_", part)[: MAX_NAME_BYTES // 4] for part in parts if part.strip(".")]
+    return "/".join([f"{DIGEST_MARK}{own}", *shown[-2:]])
+
+
+def _is_plain(part: str) -> bool:
+    """Whether a part of a name may be written, and hides nothing."""
+    is_short = 0 < len(part.encode(errors="surrogateescape")) <= MAX_NAME_BYTES
+    starts_well = not part.startswith((DIGEST_MARK, storage.TEMPORARY_PREFIX)) and part.strip(".") != ""
+    return is_short and starts_well and part.isprintable() and "\\" not in part
 
 
 def _picture_keys(row: Row) -> list[str]:
     """Paths of the pictures without suffix: the image's own, or its video's and the frame's name or number."""
     if row["kind"] == "images":
         return [safe_key(name) for name in row["names"]]
-    folder = safe_key(row["names"][0])
+    folder = safe_key(row["names"][0], is_folder=True)
     if row["kind"] == "frames":
-        return [f"{folder}/{PurePosixPath(url).stem}" for url in row["urls"]]
+        return [f"{folder}/{safe_key(PurePosixPath(url).stem)}" for url in row["urls"]]
     return [f"{folder}/{number:05d}" for number in row["frame_index"]]
 
 

@@ -127,5 +127,8 @@ def test_quarantine_remembers_why_and_can_be_cleared(place: str) -> None:
     assert "UnitError: no frames" in first["traceback"]
     assert (second["reason"], second["traceback"]) == ("carried", "lines")
     assert third["reason"] == "plain words"
-    assert dataset.clear_quarantine() == 3
+    again = dataset.clear_quarantine()
     assert dataset.quarantined() == []
+    again.quarantine("u1", source="a.mp4", stage="decode_clip", error=UnitError("no frames"), attempts=2)
+    again.quarantine("u4", source="d.mp4", stage="decode_clip", error=UnitError("new"))
+    assert [record["attempts"] for record in dataset.quarantined()] == [4, 1]

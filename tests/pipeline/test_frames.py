@@ -1,9 +1,13 @@
 import pytest
 
+from pipeline.config import DecodeLimits
 from pipeline.errors import UnitError
 from pipeline.frames import FrameList, Stamps, read_frame_list, read_video, stamps
+from pipeline.images import decode_images
 from pipeline.inputs import Source
-from pipeline.video import decode_frames, decode_images, probe
+from pipeline.video import decode_frames, probe
+
+LIMITS = DecodeLimits()
 
 
 def source_of(path):
@@ -18,7 +22,6 @@ def everything(path, index, height_px=48, width_px=64):
         timed=index.timed,
         height_px=height_px,
         width_px=width_px,
-        timeout_s=60,
     )
 
 
@@ -29,7 +32,7 @@ def test_any_frames_of_a_video_are_those_of_a_full_decode(make_video, name):
     index = probe(source_of(path))
     whole = everything(path, index)
     for positions in ([0], [39], [3, 4, 5], [0, 13, 14, 27, 38], []):
-        found = read_video(str(path), stamps(index, positions), 48, 64)
+        found = read_video(str(path), stamps(index, positions), 48, 64, LIMITS)
         assert (found == whole[positions]).all()
 
 
@@ -46,8 +49,8 @@ def test_frames_that_cannot_be_decoded_are_an_error_or_left_out(make_video):
     wanted = stamps(index, [1, 15])
     broken = Stamps(pts=(*wanted.pts, wanted.pts[-1] + 10**9), seek_pts=(*wanted.seek_pts, 10**9), timed=True)
     with pytest.raises(UnitError, match="cannot be decoded"):
-        read_video(str(path), broken, 48, 64)
-    assert len(read_video(str(path), broken, 48, 64, skip_broken=True)) == 2
+        read_video(str(path), broken, 48, 64, LIMITS)
+    assert len(read_video(str(path), broken, 48, 64, LIMITS, skip_broken=True)) == 2
 
 
 def test_a_list_of_image_files(make_frame_folder):
@@ -56,12 +59,12 @@ def test_a_list_of_image_files(make_frame_folder):
     frames = FrameList(kind="files", urls=urls, num_frames=5)
     assert len(frames) == 5
     assert FrameList.of_row(frames.to_row()) == frames
-    expected = decode_images([urls[1], urls[4]], height_px=24, width_px=32, timeout_s=60)
-    assert (read_frame_list(frames, [1, 4], 24, 32) == expected).all()
+    expected = decode_images([urls[1], urls[4]], height_px=24, width_px=32)
+    assert (read_frame_list(frames, [1, 4], 24, 32, LIMITS) == expected).all()
 
 
 def test_a_list_of_a_videos_frames(make_video):
     path = make_video(num_frames=20)
     frames = FrameList(kind="video", urls=(str(path),), num_frames=20)
     whole = everything(path, probe(source_of(path)))
-    assert (read_frame_list(frames, [2, 19], 48, 64) == whole[[2, 19]]).all()
+    assert (read_frame_list(frames, [2, 19], 48, 64, LIMITS) == whole[[2, 19]]).all()

@@ -4,12 +4,14 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.config import SegmentConfig
+from pipeline.config import DecodeLimits, SegmentConfig
 from pipeline.dataset import Dataset
 from pipeline.errors import GwmError
 from pipeline.layouts import AnnotatedSequence
 from pipeline.masks import MaskRow, encode_mask, mask_table
 from pipeline.predictions import find_predictions, read_predictions, sequence_name
+
+LIMITS = DecodeLimits()
 
 
 def sequence(name="dog", frames=3, is_video=True):
@@ -57,9 +59,9 @@ def frame(source, number, **values):
 
 
 def read(url, wanted, positions):
-    predictions = find_predictions(url)
+    predictions = find_predictions(url, LIMITS)
     places = [predictions.find(wanted, position) for position in positions]
-    return list(read_predictions(url, predictions.kind, places))
+    return list(read_predictions(url, predictions.kind, places, LIMITS))
 
 
 @pytest.mark.parametrize("foreground", [255, 1])
@@ -115,15 +117,15 @@ def test_mask_shards_of_single_images_by_name(tmp_path):
 def test_a_missing_mask_is_named(tmp_path):
     url = write_folder(tmp_path / "p")
     with pytest.raises(GwmError, match="holds no mask of dog/00003"):
-        find_predictions(url).find(sequence(frames=4), 3)
+        find_predictions(url, LIMITS).find(sequence(frames=4), 3)
     with pytest.raises(GwmError, match="holds no mask of cat/00000"):
-        find_predictions(url).find(sequence("cat"), 0)
+        find_predictions(url, LIMITS).find(sequence("cat"), 0)
 
 
 def test_two_masks_of_one_frame_are_refused(tmp_path):
     url = write_shards(tmp_path / "masks", [[frame("a/dog", 0)], [frame("b/dog.mp4", 0)]])
     with pytest.raises(GwmError, match=r"two masks of dog/00000: a/dog and b/dog.mp4"):
-        find_predictions(url).find(sequence(), 0)
+        find_predictions(url, LIMITS).find(sequence(), 0)
 
 
 def test_an_image_that_could_not_be_segmented_is_named(tmp_path):
@@ -136,10 +138,10 @@ def test_an_image_that_could_not_be_segmented_is_named(tmp_path):
 def test_things_that_hold_no_masks_are_one_sentence(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(GwmError, match="holds no masks"):
-        find_predictions(str(tmp_path / "empty"))
+        find_predictions(str(tmp_path / "empty"), LIMITS)
     (tmp_path / "text.zip").write_text("text")
     with pytest.raises(GwmError, match="is not a zip file"):
-        find_predictions(str(tmp_path / "text.zip"))
+        find_predictions(str(tmp_path / "text.zip"), LIMITS)
     folder = write_folder(tmp_path / "p")
     (tmp_path / "p" / "dog" / "00000.png").write_bytes(b"text")
     with pytest.raises(GwmError, match=r"00000.png is not an image"):

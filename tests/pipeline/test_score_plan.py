@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.config import EvaluateConfig
+from pipeline.config import DecodeLimits, EvaluateConfig
 from pipeline.dataset import Dataset
 from pipeline.errors import GwmError
 from pipeline.frames import FrameList, read_frame_list
@@ -121,9 +121,9 @@ def test_frames_can_come_from_a_flow_dataset(tmp_path, make_video, stages):
     (row,) = plan(config_of(data=data, model="m", flow=prepare.output))
     frames = FrameList.of_row(row)
     assert (frames.kind, len(frames)) == ("flow", 12)
-    found = read_frame_list(frames, [0, 7, 11], 48, 64)
+    found = read_frame_list(frames, [0, 7, 11], 48, 64, DecodeLimits())
     video = FrameList(kind="video", urls=(str(tmp_path / "videos/v.mp4"),), num_frames=12)
-    difference = found.astype(np.int16) - read_frame_list(video, [0, 7, 11], 48, 64)
+    difference = found.astype(np.int16) - read_frame_list(video, [0, 7, 11], 48, 64, DecodeLimits())
     assert np.abs(difference).mean() < 3  # stored as JPEG
     davis(tmp_path / "data", name="w")
     with pytest.raises(GwmError, match="does not hold all frames of w"):

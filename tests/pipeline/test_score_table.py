@@ -7,6 +7,7 @@ from rich.console import Console
 
 from pipeline.layouts import LAYOUTS, AnnotatedSequence, GroundTruth
 from pipeline.score_table import (
+    ProtocolScores,
     parquet_bytes,
     protocol_means,
     score_metrics,
@@ -87,3 +88,15 @@ def test_the_screen_shows_every_sequence_and_the_mean_in_per_cent():
     text = console.export_text()
     for number in ("30.0", "90.0", "60.0", "80.0"):
         assert number in text
+
+
+def test_names_of_sequences_forge_no_table():
+    names = ("[/red]", "[bold]a[/bold]", "a\nb", "a\x1b[2Jb")
+    scores = ProtocolScores(
+        j_mean=0.5, sequences=dict.fromkeys(names, 0.5), num_frames=dict.fromkeys(names, 1)
+    )
+    console = Console(record=True, width=80, file=io.StringIO())
+    console.print(screen_table(truth_of(), {"official": scores}))
+    text = console.export_text()
+    for shown in ("[/red]", "[bold]a[/bold]", "a\\nb", "a\\x1b[2Jb"):
+        assert shown in text

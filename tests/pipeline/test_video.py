@@ -10,8 +10,9 @@ import pytest
 from av.video.reformatter import Interpolation
 
 from pipeline.errors import GwmError, UnitError
+from pipeline.images import decode_images
 from pipeline.inputs import Source
-from pipeline.video import EXACT, VideoIndex, decode_frames, decode_images, fitted_size, kept_frames, probe
+from pipeline.video import EXACT, VideoIndex, decode_frames, fitted_size, kept_frames, probe
 
 VARIABLE_MS = np.cumsum([0] + [40, 20, 70] * 10)[:30].tolist()
 
@@ -43,7 +44,6 @@ def by_clips(path: Path, index: VideoIndex, clip_frames: int, height_px: int, wi
                 timed=index.timed,
                 height_px=height_px,
                 width_px=width_px,
-                timeout_s=60,
             )
         )
     return np.concatenate(clips)
@@ -157,7 +157,6 @@ def test_threads_do_not_change_pixels(make_video):
             timed=True,
             height_px=120,
             width_px=160,
-            timeout_s=60,
             num_threads=threads,
         )
         for threads in (1, 2)
@@ -169,7 +168,7 @@ def test_a_seek_that_lands_too_late_is_answered_by_decoding_from_the_start(make_
     path = make_video(keyframe_every=10)
     index = probe(source_of(path))
     wanted = index.pts[3:6].tolist()
-    size = {"height_px": 48, "width_px": 64, "timed": True, "timeout_s": 60.0}
+    size = {"height_px": 48, "width_px": 64, "timed": True}
     late = decode_frames(str(path), wanted, seek_pts=int(index.keyframe_pts[1]), **size)
     assert np.array_equal(late, decode_frames(str(path), wanted, seek_pts=None, **size))
 
@@ -194,7 +193,7 @@ def test_damage_in_the_middle_fails_only_the_frames_it_touches(make_video):
     data = bytearray(path.read_bytes())
     data[start : start + num_bytes] = bytes(num_bytes)
     path.write_bytes(data)
-    size = {"height_px": 48, "width_px": 64, "timed": True, "timeout_s": 60.0}
+    size = {"height_px": 48, "width_px": 64, "timed": True}
     decode_frames(str(path), index.pts[24:48].tolist(), seek_pts=int(index.keyframe_pts[2]), **size)
     with pytest.raises(UnitError, match="cannot be decoded"):
         decode_frames(str(path), index.pts[12:24].tolist(), seek_pts=int(index.keyframe_pts[1]), **size)
@@ -270,19 +269,21 @@ def test_a_video_in_a_bucket_is_read_in_ranges(make_video):
     remote = Source(url="memory://bucket/video.mp4", name="video.mp4", kind="video", size_bytes=1)
     index = probe(remote)
     assert np.array_equal(index.pts, probe(source_of(path)).pts)
-    size = {"height_px": 48, "width_px": 64, "timed": True, "timeout_s": 60.0}
+    size = {"height_px": 48, "width_px": 64, "timed": True}
     wanted, start = index.pts[14:20].tolist(), int(index.keyframe_pts[1])
     frames = decode_frames(remote.url, wanted, seek_pts=start, **size)
     assert np.array_equal(frames, decode_frames(str(path), wanted, seek_pts=start, **size))
 
 
-def test_timeout(make_video):
-    path = make_video()
-    index = probe(source_of(path))
-    with pytest.raises(UnitError, match=r"decode\.timeout_s"):
-        decode_frames(
-            str(path), index.pts.tolist(), seek_pts=None, timed=True, height_px=48, width_px=64, timeout_s=0.0
-        )
+@pytest.mark.parametrize(
+    "text", ["ffconcat version 1.0\nfile secret.ts\n", "#EXTM3U\n#EXTINF:1,\nsecret.ts\n"]
+)
+def test_a_list_that_is_called_a_video_shows_no_other_file(make_video, monkeypatch, text):
+    path = make_video("secret.ts").with_name("list.mp4")
+    path.write_text(text)
+    monkeypatch.chdir(path.parent)
+    with pytest.raises(UnitError, match="is not a video that can be read"):
+        probe(source_of(path))
 
 
 def test_a_folder_of_frames(make_frame_folder):
@@ -291,10 +292,10 @@ def test_a_folder_of_frames(make_frame_folder):
     assert index.pts_s.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
     assert (index.height_px, index.width_px) == (48, 64)
     urls = [str(path) for path in sorted(folder.iterdir())]
-    frames = decode_images(urls, height_px=48, width_px=64, timeout_s=60)
+    frames = decode_images(urls, height_px=48, width_px=64)
     expected = [cv2.imread(url)[..., ::-1].transpose(2, 0, 1) for url in urls]
     assert np.array_equal(frames, np.stack(expected))
-    half = decode_images(urls[:1], height_px=24, width_px=32, timeout_s=60)[0]
+    half = decode_images(urls[:1], height_px=24, width_px=32)[0]
     smaller = cv2.resize(cv2.imread(urls[0])[..., ::-1], (32, 24), interpolation=cv2.INTER_AREA)
     assert np.array_equal(half, smaller.transpose(2, 0, 1))
 
@@ -303,7 +304,7 @@ def test_a_broken_frame_in_a_folder(make_frame_folder):
     folder = make_frame_folder()
     (folder / "00003.png").write_bytes(b"not a picture")
     with pytest.raises(UnitError, match=r"00003\.png is not an image"):
-        decode_images([str(folder / "00003.png")], height_px=48, width_px=64, timeout_s=60)
+        decode_images([str(folder / "00003.png")], height_px=48, width_px=64)
 
 
 def test_kept_frames_by_stride():
@@ -345,7 +346,7 @@ from pipeline.inputs import Source
 from pipeline.video import decode_frames, probe
 index = probe(Source(url=sys.argv[1], name="v", kind="video", size_bytes=1))
 decode_frames(sys.argv[1], index.pts[-4:].tolist(), seek_pts=None, timed=True,
-              height_px=240, width_px=320, timeout_s=60)
+              height_px=240, width_px=320)
 print(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1])
 """
     peaks_kib = []

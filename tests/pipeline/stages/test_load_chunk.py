@@ -2,8 +2,9 @@ import cv2
 import numpy as np
 import pytest
 
+from pipeline.images import read_image
 from pipeline.inference import ModelCard
-from pipeline.stages.load_chunk import load_chunk, read_image
+from pipeline.stages.load_chunk import load_chunk
 
 CARD = ModelCard(sha256="0", height_px=32, width_px=48, num_masks=3)
 
@@ -67,7 +68,7 @@ def test_an_image_that_vanished_is_an_error_of_its_own(segment_stages, tmp_path)
     (planned,) = segment_stages.plan(config)
     (folder / "a.png").unlink()
     row = load_chunk(planned, config, CARD)
-    assert "gone" in row["errors"][0]
+    assert "there is no" in row["errors"][0]
     assert row["errors"][1] == ""
 
 

@@ -125,3 +125,13 @@ def test_frames_before_a_cut_are_planned_and_the_missing_end_fails(make_video, s
     assert len(clips) >= 2
     assert {row["status"] for row in clips} == {"planned"}
     assert "lists 60 frames and only" in json.loads(end["failure"])["reason"]
+
+
+def test_a_video_in_quarantine_is_not_looked_at_until_it_is_retried(make_video, stages, tmp_path):
+    (tmp_path / "list.txt").write_text("videos/v.mp4\n")
+    config = stages.config(videos=str(tmp_path / "list.txt"))
+    assert [row["status"] for row in stages.run(config)] == ["quarantined"]
+    make_video("v.mp4", num_frames=8)
+    assert [(row["status"], row.get("num_units")) for row in stages.plan(config)] == [("quarantined", 1)]
+    Dataset(url=config.output).clear_quarantine()
+    assert [row["status"] for row in stages.plan(config)] == ["planned"]

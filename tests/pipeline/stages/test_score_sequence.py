@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gwm_model import choose_foreground, merge_regions
-from pipeline.config import EvaluateConfig
+from pipeline.config import DecodeLimits, EvaluateConfig
 from pipeline.inference import read_model_card
 from pipeline.layouts import read_layout
 from pipeline.metrics import jaccard
@@ -44,7 +44,7 @@ def test_given_masks_are_scored_frame_by_frame(tmp_path):
         write(tmp_path / f"masks/v/{number:05d}.png", moving_box(number + 1) // 255)
     config = EvaluateConfig(dataset="davis2016", data=data, masks=str(tmp_path / "masks"), output="out")
     (row,) = rows_of(config)
-    scored = score_sequence(row)
+    scored = score_sequence(row, DecodeLimits())
     assert scored["j"] == pytest.approx([17 / 23] * 4)
     assert scored["frame_index"] == [1, 2, 3, 4]
     assert scored["num_resized"] == 0
@@ -55,7 +55,7 @@ def test_masks_of_another_size_are_resized_and_counted(tmp_path):
     for number in range(6):
         write(tmp_path / f"masks/v/{number:05d}.png", moving_box(number)[::2, ::2])
     config = EvaluateConfig(dataset="davis2016", data=data, masks=str(tmp_path / "masks"), output="out")
-    scored = score_sequence(rows_of(config)[0])
+    scored = score_sequence(rows_of(config)[0], DecodeLimits())
     assert scored["num_resized"] == 4
     assert min(scored["j"]) > 0.85
 
@@ -135,7 +135,7 @@ def test_evaluating_a_model_is_segmenting_and_evaluating_the_masks(tmp_path, tin
     (shards / "dataset.json").write_text(json.dumps({"kind": "masks", "config": {}}))
     common = {"dataset": "davis2016", "data": data, "output": "out"}
     given = EvaluateConfig(masks=str(shards), **common)
-    by_masks = score_sequence(rows_of(given)[0])
+    by_masks = score_sequence(rows_of(given)[0], DecodeLimits())
     (by_model,) = score_with_model(EvaluateConfig(model=tiny_model, anchor_frames=5, **common))
     assert by_masks["frame_index"] == by_model["frame_index"]
     assert by_masks["j"] == pytest.approx(by_model["j_label_free"], abs=2e-3)

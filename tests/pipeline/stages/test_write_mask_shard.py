@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
+from pipeline import storage
 from pipeline.dataset import Dataset
 from pipeline.masks import decode_mask
 from pipeline.stages.write_mask_shard import safe_key
@@ -79,15 +80,42 @@ def test_a_folder_of_frames_keeps_its_frames_names(segment_stages, make_frame_fo
 
 
 @pytest.mark.parametrize(
-    ("name", "key"),
-    [
-        ("a/b.jpg", "a/b.jpg"),
-        ("../../etc/x.jpg", "etc/x.jpg"),
-        ("/etc/x.jpg", "etc/x.jpg"),
-        ("a/./../b.jpg", "a/b.jpg"),
-        ("..\\..\\x.jpg", "x.jpg"),
-        ("a/.../b.jpg", "a/b.jpg"),
-    ],
+    "name", ["b.jpg", "a/b.jpg", "a/frame.0001.png", "100 %/x y.jpg", "\N{DOG FACE}.png"]
 )
-def test_a_name_never_leads_out_of_the_folder(name, key):
-    assert safe_key(name) == key
+def test_a_plain_name_is_its_own_key(name):
+    assert safe_key(name) == name
+
+
+HOSTILE_NAMES = [
+    "../../etc/x.jpg",
+    "etc/../x.jpg",
+    "/etc/x.jpg",
+    "a/./../b.jpg",
+    "..\\..\\x.jpg",
+    "a/.../b.jpg",
+    "a//b.jpg",
+    "a\nb.jpg",
+    "a\x1b[2Jb.jpg",
+    "a\u202eb.jpg",
+    "x" * 1000 + ".jpg",
+    "x" * 1001 + ".jpg",
+    "\N{DOG FACE}" * 100 + ".jpg",
+    ".gwm-b.jpg",
+    "~/b.jpg",
+    "~" + "0" * 32 + "/b.jpg",
+    "a.jpg.png/b.jpg",
+    "undecodable\udcff.jpg",
+]
+
+
+def test_a_name_never_leads_out_of_the_folder_nor_to_anothers_picture(tmp_path):
+    names = [*HOSTILE_NAMES, "x.jpg", "etc/x.jpg", "a/b.jpg", "b.jpg"]
+    keys = [safe_key(name) for name in names] + [safe_key("a.jpg.png", is_folder=True) + "/0"]
+    for number, key in enumerate(keys):
+        for suffix in (".png", ".jpg"):
+            path = tmp_path / "output" / (key + suffix)
+            assert path.resolve().is_relative_to(tmp_path / "output")
+            storage.write_bytes(str(path), str(number).encode())
+    for number, key in enumerate(keys):
+        assert (tmp_path / "output" / (key + ".png")).read_text() == str(number)
+    assert {path.name for path in tmp_path.iterdir()} == {"output"}
