@@ -451,7 +451,7 @@ def test_gwm_prepare_ends_all_videos_in_a_shard_or_in_quarantine(ray_local, ever
     before = files_outside(tmp_path, "flow")
     output = str(tmp_path / "flow")
     words = (f"videos={tmp_path}/videos/films", f"output={output}")
-    words += ("estimate_flow.estimator=dis", "decode.clip_frames=8", "placement.estimate_flow.num_cpus=0.5")
+    words += ("estimate_flow.estimator=dis", "decode.clip_frames=16", "placement.estimate_flow.num_cpus=0.5")
     run(capfd, "prepare", *words)
     done, failed = in_shards(output, "flow", "video"), Dataset(url=output).quarantined()
     for record in failed:
@@ -459,7 +459,6 @@ def test_gwm_prepare_ends_all_videos_in_a_shard_or_in_quarantine(ray_local, ever
     quarantined = {record["source"] for record in failed}
     ends = {name: "partial" if name in done & quarantined else "done" for name in done}
     ends |= dict.fromkeys(quarantined - done, "quarantined")
-    check_outcomes("gwm prepare", videos, ends)
     assert files_outside(tmp_path, "flow") == before
 
     shards = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in Path(output, "shards").iterdir()}
@@ -470,6 +469,7 @@ def test_gwm_prepare_ends_all_videos_in_a_shard_or_in_quarantine(ray_local, ever
     assert again == {unit: 2 * count for unit, count in attempts.items()}
     counts = json.loads(Path(output, "summary.json").read_text())["units"]
     assert (counts["done"], counts["quarantined"]) == (0, len(again))
+    check_outcomes("gwm prepare", videos, ends)
 
 
 def test_gwm_segment_ends_all_inputs_in_a_row_or_in_quarantine(
