@@ -87,7 +87,7 @@ def test_test_checks_and_then_runs_pytest_with_the_test_extra(checkout: Checkout
     (install,) = checkout.calls("-m pip install")
     assert install.endswith(f"--editable {checkout.folder}[test]")
     assert checkout.calls("format --check") == ["format --check ."]
-    assert checkout.calls("-m pytest") == ["-m pytest -k motion"]
+    assert checkout.calls("-m pytest") == ["-m pytest --numprocesses 2 --dist loadfile -k motion"]
     checkout.run("demo")
     assert checkout.calls("-m pip install") == []
 
