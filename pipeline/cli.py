@@ -18,6 +18,7 @@ import typer
 from pipeline.config import EvaluateConfig, PrepareConfig, SegmentConfig, TrainConfig
 from pipeline.errors import GwmError
 from pipeline.load_config import config_yaml, load_config
+from pipeline.local_ray import keep_ray_to_this_machine
 from pipeline.progress import say
 from pipeline.summary import show_summary, version
 
@@ -194,6 +195,7 @@ def _run_page(
 
         show_summary(describe(config), None)
         return DONE
+    keep_ray_to_this_machine(config.placement.address)  # type: ignore[attr-defined]  # each command's has one
     return _exit_code(page(config))
 
 
@@ -264,6 +266,7 @@ def _evaluate(config: EvaluateConfig) -> Mapping[str, Any]:
 
 
 def _demo(output: str, videos: str | None) -> int:
+    keep_ray_to_this_machine(None)
     from pipeline.demo import demo as page
 
     return _exit_code(page(output=output, videos=videos))

@@ -27,9 +27,6 @@ MAX_TRAIN_FAILURES = 3
 LOCAL_ENVIRONMENT = {
     # Ray kills the newest task when memory runs out and, by default, repeats it without end.
     "RAY_task_oom_retries": str(MAX_TASK_RETRIES),
-    # Unless the user chose a mode, Ray 2.60 would turn token authentication on and leave ~/.ray/auth_token behind,
-    # which changes how the next `ray start` behaves. A Ray of our own listens on this machine only.
-    "RAY_AUTH_MODE": "disabled",
 }
 """For the Ray that a command starts itself; a cluster's own settings are its operator's."""
 

@@ -22,6 +22,7 @@ from pipeline.failure_policy import (
     set_data_context,
     task_words,
 )
+from pipeline.local_ray import keep_ray_to_this_machine
 
 CONNECT_TIMEOUT_S = 10.0
 
@@ -118,6 +119,7 @@ def _check_answers(cluster: str) -> None:
 
 
 def _start_local() -> None:
+    keep_ray_to_this_machine(None)
     for name, value in LOCAL_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
