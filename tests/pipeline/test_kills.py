@@ -164,7 +164,7 @@ def same_as(job: Job, reference: Job) -> bool:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("num_kills", [3, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_kills", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_prepare_killed_again_and_again_ends_with_the_same_bytes(
     prepare_reference: Job, tmp_path: Path, num_kills: int
 ) -> None:
@@ -175,7 +175,7 @@ def test_prepare_killed_again_and_again_ends_with_the_same_bytes(
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("num_kills", [2, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_kills", [1, pytest.param(5, marks=pytest.mark.slow)])
 def test_segment_killed_again_and_again_ends_with_the_same_bytes(
     segment_reference: Job, tmp_path: Path, num_kills: int
 ) -> None:
@@ -186,24 +186,14 @@ def test_segment_killed_again_and_again_ends_with_the_same_bytes(
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("stage", ["EstimateFlow", "decode_clip"])
-def test_a_killed_worker_is_replaced_and_nothing_is_lost(
-    cluster: Cluster, prepare_reference: Job, tmp_path: Path, stage: str
-) -> None:
-    job = prepare_reference.into(tmp_path / "flow")
-    process = job.start()
-    for worker in wait_until(lambda: workers_of(cluster, stage), process):
-        os.kill(worker, signal.SIGKILL)
-    job.expect_done(process)
-    assert same_as(job, prepare_reference)
-
-
-@pytest.mark.ray
-def test_a_node_that_disappears_takes_nothing_along(
+def test_killed_workers_and_a_lost_node_take_nothing_along(
     cluster: Cluster, prepare_reference: Job, tmp_path: Path
 ) -> None:
     job = prepare_reference.into(tmp_path / "flow")
     process = job.start()
+    for stage in ("decode_clip", "EstimateFlow"):
+        for worker in wait_until(lambda stage=stage: workers_of(cluster, stage), process):
+            os.kill(worker, signal.SIGKILL)
     wait_until(job.shards, process)
     lost = next(node for node in cluster.list_all_nodes() if not node.is_head())
     cluster.remove_node(lost, allow_graceful=False)
@@ -222,17 +212,15 @@ def test_two_runs_at_once_over_one_output_do_not_disturb_each_other(
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_says_so_and_a_rerun_goes_on(
-    prepare_reference: Job, tmp_path: Path, number: signal.Signals
-) -> None:
+def test_an_interrupted_run_says_so_and_a_rerun_goes_on(prepare_reference: Job, tmp_path: Path) -> None:
     job = prepare_reference.into(tmp_path / "flow")
-    process = job.start()
-    wait_until(job.shards, process)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=STOP_S)
-    assert process.returncode == 130
-    assert errors.splitlines()[-1] == "gwm: interrupted; the same command goes on where this one stopped."
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before = job.shards()
+        process = job.start()
+        wait_until(lambda before=before: len(job.shards()) > len(before), process)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=STOP_S)
+        assert process.returncode == 130
+        assert errors.splitlines()[-1] == "gwm: interrupted; the same command goes on where this one stopped."
+        assert before.items() < job.shards().items()
     assert is_part_of(job.shards(), prepare_reference.shards())
-    job.finish()
-    assert same_as(job, prepare_reference)
