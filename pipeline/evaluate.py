@@ -9,9 +9,10 @@ from rich.console import Console
 
 from pipeline import storage
 from pipeline.config import EvaluateConfig
-from pipeline.inference import ModelCard, read_model_card, with_absolute_paths
+from pipeline.inference import read_model_card
 from pipeline.layouts import missing_sentence, read_layout
 from pipeline.load_config import fingerprint
+from pipeline.model_card import ModelCard, with_absolute_paths
 from pipeline.placement import actor_pool, start_ray, tasks, torch_device, torch_threads, unwrap
 from pipeline.progress import Progress, say
 from pipeline.records import Row

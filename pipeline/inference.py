@@ -2,9 +2,8 @@
 
 import hashlib
 import tempfile
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -16,51 +15,11 @@ from gwm_model.backbone import Backbone, load_backbone
 from gwm_model.config import MergeConfig
 from gwm_model.segmenter import Segmenter
 from pipeline import storage
-from pipeline.config import EvaluateConfig, SegmentConfig
 from pipeline.errors import GwmError, UnitError
-from pipeline.load_config import NOT_PART_OF_A_RESULT, fingerprint
-
-Config = TypeVar("Config", SegmentConfig, EvaluateConfig)
+from pipeline.model_card import ModelCard
 
 MERGE_HEIGHT_PX = 252
 """Images that are smaller are enlarged to this height for a backbone that only merges."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelCard:
-    """What the driver knows of a model that loads."""
-
-    sha256: str
-    height_px: int
-    """Size of the network's input."""
-    width_px: int
-    num_masks: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PinnedConfig(SegmentConfig):
-    """A configuration of segment with the content of its model, which decides the masks too."""
-
-    model_sha256: str
-
-    def unit_fingerprint(self) -> str:
-        """Its part in the names of units: where the inputs and the model lie does not change a mask."""
-        return fingerprint(self, exclude=(*NOT_PART_OF_A_RESULT, "images", "model"))
-
-
-def pin(config: SegmentConfig, card: ModelCard) -> PinnedConfig:
-    """The configuration together with the model's content."""
-    values = {item.name: getattr(config, item.name) for item in fields(config)}
-    return PinnedConfig(**values, model_sha256=card.sha256)
-
-
-def with_absolute_paths(config: Config) -> Config:
-    """The configuration with local paths of models made absolute: workers have folders of their own."""
-    backbone = config.merge.backbone
-    if Path(backbone.weights).exists():
-        backbone = replace(backbone, weights=storage.absolute(backbone.weights))
-    model = None if config.model is None else storage.absolute(config.model)
-    return replace(config, model=model, merge=replace(config.merge, backbone=backbone))
 
 
 def open_segmenter(url: str, device: str) -> tuple[Segmenter, str]:
@@ -116,12 +75,6 @@ def decide(
     video_ids = torch.zeros(len(masks), dtype=torch.int64, device=masks.device) if is_video else None
     labels = merge_regions(masks, features, video_ids)
     return labels, choose_foreground(masks, labels, video_ids)
-
-
-def anchor_positions(num_frames: int, anchor_frames: int) -> list[int]:
-    """At most `anchor_frames` positions spread evenly over a video, each in the middle of its share."""
-    count = min(num_frames, anchor_frames)
-    return [(2 * share + 1) * num_frames // (2 * count) for share in range(count)]
 
 
 def upsample(probabilities: Float[Tensor, "C h w"], height_px: int, width_px: int) -> Float[Tensor, "C H W"]:

@@ -9,10 +9,11 @@ import ray.data
 
 from pipeline.config import SegmentConfig
 from pipeline.dataset import Dataset
-from pipeline.inference import ModelCard, PinnedConfig, pin, read_model_card, with_absolute_paths
+from pipeline.inference import read_model_card
 from pipeline.inputs import find_images
 from pipeline.load_config import fingerprint
 from pipeline.masks import MASK_SCHEMA_VERSION
+from pipeline.model_card import ModelCard, PinnedConfig, pin, with_absolute_paths
 from pipeline.placement import actor_pool, start_ray, tasks, torch_device, torch_threads, unwrap
 from pipeline.progress import Progress
 from pipeline.stages.load_chunk import load_chunk

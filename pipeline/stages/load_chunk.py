@@ -12,7 +12,7 @@ from pipeline.contained import contained
 from pipeline.errors import GwmError, UnitError, printable
 from pipeline.frames import Stamps, read_video
 from pipeline.images import Image, read_image_at
-from pipeline.inference import ModelCard
+from pipeline.model_card import ModelCard
 from pipeline.pictures import encode_jpeg
 from pipeline.records import Row
 from pipeline.stages.failure import failed_row

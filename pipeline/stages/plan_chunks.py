@@ -12,9 +12,9 @@ from pipeline.contained import contained
 from pipeline.dataset import Dataset, unit_id
 from pipeline.errors import GwmError
 from pipeline.frames import stamps
-from pipeline.inference import anchor_positions
 from pipeline.inputs import Source, frame_urls
 from pipeline.masks import NUM_ERRORS
+from pipeline.model_card import anchor_positions
 from pipeline.records import Row
 from pipeline.stages.failure import failed_row
 from pipeline.stages.plan_clips import check_size, clip_spans

@@ -12,8 +12,9 @@ from gwm_model.merge import bipartitions, foreground_probability
 from pipeline.config import DecodeLimits, EvaluateConfig
 from pipeline.errors import GwmError, UnitError
 from pipeline.frames import FrameList, read_frame_list
-from pipeline.inference import ModelCard, RegionModel, anchor_positions, decide, upsample
+from pipeline.inference import RegionModel, decide, upsample
 from pipeline.metrics import Mask, jaccard
+from pipeline.model_card import ModelCard, anchor_positions
 from pipeline.predictions import Place, read_mask, read_predictions
 from pipeline.records import Row
 

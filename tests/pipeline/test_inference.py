@@ -8,17 +8,9 @@ from gwm_model import load_segmenter
 from gwm_model.config import BackboneConfig, MergeConfig
 from pipeline.config import EvaluateConfig, SegmentConfig
 from pipeline.errors import GwmError
-from pipeline.inference import (
-    RegionModel,
-    anchor_positions,
-    decide,
-    open_segmenter,
-    pin,
-    read_model_card,
-    upsample,
-    with_absolute_paths,
-)
+from pipeline.inference import RegionModel, decide, open_segmenter, read_model_card, upsample
 from pipeline.load_config import fingerprint
+from pipeline.model_card import anchor_positions, pin, with_absolute_paths
 
 
 @pytest.mark.parametrize(("frames", "anchors"), [(1, 16), (5, 16), (16, 16), (17, 16), (1000, 16), (7, 3)])

@@ -21,20 +21,18 @@ PATIENCE_S = 240.0
 STOP_S = 10.0
 """An interrupted command is gone within this time."""
 
+NODE = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+
 Shards = dict[str, bytes]
 
 
 @pytest.fixture(scope="module")
 def cluster(s3_environment: str) -> Iterator[Cluster]:
     """Three nodes on this machine, one of which holds all the CPUs that one run needs."""
-    memory = {"object_store_memory": 100 * 2**20}
-    made = Cluster(
-        initialize_head=True,
-        connect=False,
-        head_node_args={"num_cpus": 2, "include_dashboard": False, **memory},
-    )
+    head = NODE | {"num_cpus": 2, "include_dashboard": False}
+    made = Cluster(initialize_head=True, connect=False, head_node_args=head)
     for _ in range(2):
-        made.add_node(num_cpus=1, **memory)
+        made.add_node(**NODE)
     yield made
     made.shutdown()
 
@@ -198,6 +196,7 @@ def test_killed_workers_and_a_lost_node_take_nothing_along(
     lost = next(node for node in cluster.list_all_nodes() if not node.is_head())
     cluster.remove_node(lost, allow_graceful=False)
     job.expect_done(process)
+    cluster.add_node(**NODE)
     assert same_as(job, prepare_reference)
 
 

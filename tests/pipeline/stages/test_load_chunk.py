@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from pipeline.images import read_image
-from pipeline.inference import ModelCard
+from pipeline.model_card import ModelCard
 from pipeline.stages.load_chunk import load_chunk
 
 CARD = ModelCard(sha256="0", height_px=32, width_px=48, num_masks=3)

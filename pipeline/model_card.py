@@ -1,0 +1,54 @@
+"""What is known of a trained segmenter without loading it: its card, and the configuration that depends on it."""
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TypeVar
+
+from pipeline import storage
+from pipeline.config import EvaluateConfig, SegmentConfig
+from pipeline.load_config import NOT_PART_OF_A_RESULT, fingerprint
+
+Config = TypeVar("Config", SegmentConfig, EvaluateConfig)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """What the driver knows of a model that loads."""
+
+    sha256: str
+    height_px: int
+    """Size of the network's input."""
+    width_px: int
+    num_masks: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PinnedConfig(SegmentConfig):
+    """A configuration of segment with the content of its model, which decides the masks too."""
+
+    model_sha256: str
+
+    def unit_fingerprint(self) -> str:
+        """Its part in the names of units: where the inputs and the model lie does not change a mask."""
+        return fingerprint(self, exclude=(*NOT_PART_OF_A_RESULT, "images", "model"))
+
+
+def pin(config: SegmentConfig, card: ModelCard) -> PinnedConfig:
+    """The configuration together with the model's content."""
+    values = {item.name: getattr(config, item.name) for item in fields(config)}
+    return PinnedConfig(**values, model_sha256=card.sha256)
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """The configuration with local paths of models made absolute: workers have folders of their own."""
+    backbone = config.merge.backbone
+    if Path(backbone.weights).exists():
+        backbone = replace(backbone, weights=storage.absolute(backbone.weights))
+    model = None if config.model is None else storage.absolute(config.model)
+    return replace(config, model=model, merge=replace(config.merge, backbone=backbone))
+
+
+def anchor_positions(num_frames: int, anchor_frames: int) -> list[int]:
+    """At most `anchor_frames` positions spread evenly over a video, each in the middle of its share."""
+    count = min(num_frames, anchor_frames)
+    return [(2 * share + 1) * num_frames // (2 * count) for share in range(count)]
