@@ -6,6 +6,7 @@ the moments `G = sum m phi phi^T` and `b = sum m phi F^T` of a region, so one pa
 where the published code factorises a matrix of P rows for each region.
 """
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ from gwm_model.config import Motion
 from gwm_model.conventions import pixel_grid
 
 NUM_TERMS = {"constant": 1, "affine": 3, "quadratic": 6}
+PIXEL_RUNS = 8
+"""Runs of pixels that are summed one by one, where their number divides the pixels'."""
 RELATIVE_RIDGE = 1e-7
 """Ridge as a fraction of the mean diagonal of G: far below what changes a fit, enough for a one-pixel region."""
 ABSOLUTE_RIDGE = 1e-9
@@ -55,18 +58,21 @@ def fit_parameters(
     Accumulates in the dtype of the input, solves in float64 with a ridge: an empty region gives zeros, never an error.
     """
     (num_images, num_regions, _), num_terms = weights.shape, len(basis.phi)
-    moments = (weights.flatten(0, 1) @ basis.products).double()
+    moments = _sum_over_pixels(weights.flatten(0, 1), basis.products).double()
     gram = moments[:, basis.unpack].view(num_images, num_regions, num_terms, num_terms)
-    # region by region, so that the products stay in the processor's cache
-    sums = [
-        ((weights[:, k, None] * flow).flatten(0, 1) @ basis.phi.T).view(num_images, 2, num_terms)
-        for k in range(num_regions)
-    ]
-    right_side = torch.stack(sums, 1).double()
+    terms_by_flow = (flow[:, :, None] * basis.phi).flatten(1, 2)
+    right_side = (weights @ terms_by_flow.mT).double().view(num_images, num_regions, 2, num_terms)
     mean_diagonal = gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
     eye = torch.eye(num_terms, dtype=torch.float64, device=gram.device)
     gram = gram + (RELATIVE_RIDGE * mean_diagonal + ABSOLUTE_RIDGE) * eye
     return torch.linalg.solve(gram, right_side.mT), gram
+
+
+def _sum_over_pixels(weights: Float[Tensor, "R P"], products: Float[Tensor, "P N"]) -> Float[Tensor, "R N"]:
+    """The product, in a few runs of pixels: one product of so long and thin matrices keeps one core busy."""
+    runs = math.gcd(weights.shape[1], PIXEL_RUNS)
+    parts = weights.unflatten(1, (runs, -1)).transpose(0, 1) @ products.unflatten(0, (runs, -1))
+    return parts.sum(0)
 
 
 def reconstruct_flow(parameters: Float[Tensor, "B K M 2"], basis: Basis) -> Float[Tensor, "B K 2 P"]:
