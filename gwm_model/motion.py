@@ -70,9 +70,9 @@ def fit_parameters(
 
 def _sum_over_pixels(weights: Float[Tensor, "R P"], products: Float[Tensor, "P N"]) -> Float[Tensor, "R N"]:
     """The product, in a few runs of pixels: one product of so long and thin matrices keeps one core busy."""
-    runs = math.gcd(weights.shape[1], PIXEL_RUNS)
-    parts = weights.unflatten(1, (runs, -1)).transpose(0, 1) @ products.unflatten(0, (runs, -1))
-    return parts.sum(0)
+    (num_rows, num_pixels), runs = weights.shape, math.gcd(weights.shape[1], PIXEL_RUNS)
+    left = weights.view(num_rows, runs, num_pixels // runs).transpose(0, 1)
+    return torch.bmm(left, products.view(runs, num_pixels // runs, -1)).sum(0)
 
 
 def reconstruct_flow(parameters: Float[Tensor, "B K M 2"], basis: Basis) -> Float[Tensor, "B K 2 P"]:
