@@ -52,9 +52,14 @@ class CrashOnce:
 
 
 class HangOnThree:
+    """Until there is a file `released`: a worker that hung on would keep its CPU from the other tests."""
+
+    def __init__(self, folder: str) -> None:
+        self.released = Path(folder) / "released"
+
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        while row["item"] == 3:
-            time.sleep(1)
+        while row["item"] == 3 and not self.released.exists():
+            time.sleep(0.1)
         return row
 
 
@@ -103,11 +108,13 @@ def test_workers_that_die_now_and_then_lose_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_a_stage_that_hangs_is_named() -> None:
+def test_a_stage_that_hangs_is_named(tmp_path: Path) -> None:
     start_ray(ClusterPlacement(no_progress_timeout_s=10))
+    hanging = rows().map(HangOnThree, fn_constructor_kwargs={"folder": str(tmp_path)}, **actor_pool(PLACE))
     try:
-        sentence = sentence_of(rows().map(HangOnThree, **actor_pool(PLACE)))
+        sentence = sentence_of(hanging)
     finally:
+        (tmp_path / "released").touch()
         start_ray(ClusterPlacement())
     assert sentence.startswith(
         "Nothing moved for 10 s (placement.no_progress_timeout_s): hang_on_three hangs."
