@@ -224,7 +224,7 @@ def test_a_video_whose_storage_refuses_is_not_a_broken_video(flaky: Flaky, make_
     assert len(index.pts) == 60
     assert flaky.reads > 20
     flaky.refuses_reads_from = flaky.reads + 10
-    shape = {"height_px": 240, "width_px": 320, "timed": True, "timeout_s": 60.0}
+    shape = {"height_px": 240, "width_px": 320, "timed": True}
     with pytest.raises(GwmError, match=r"Access denied to flaky://x/video\.mp4"):
         decode_frames("flaky://x/video.mp4", index.pts.tolist(), seek_pts=None, **shape)
 
