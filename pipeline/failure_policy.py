@@ -19,7 +19,11 @@ MAX_TASK_RETRIES = 3
 """Times that one unit's task is tried again after its worker died. Ray Data's default is without end."""
 
 MAX_WORKER_RESTARTS = 100
-"""Times that a worker of a pool is started again; one that dies while it starts would otherwise do so for ever."""
+"""Times that a worker of a pool is started again; one that dies while it starts would otherwise do so for ever.
+
+It bounds the repetitions of a unit that kills its worker too. Counting those by themselves does not do: Ray takes
+every failed call for one, and while nobody knows yet that a worker's machine is gone, calls fail within a second.
+"""
 
 MAX_TRAIN_FAILURES = 3
 """Times that training starts again from its last checkpoint after a worker died. Ray Train's default is never."""
@@ -38,7 +42,7 @@ def task_words() -> dict[str, Any]:
 
 def actor_words() -> dict[str, Any]:
     """Arguments of Dataset.map for a stage of actors."""
-    return {"max_restarts": MAX_WORKER_RESTARTS, "max_task_retries": MAX_TASK_RETRIES}
+    return {"max_restarts": MAX_WORKER_RESTARTS, "max_task_retries": -1}
 
 
 def set_data_context(context: DataContext, no_progress_timeout_s: float) -> None:

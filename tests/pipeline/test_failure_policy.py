@@ -86,7 +86,7 @@ def test_a_unit_that_kills_every_task_ends_the_job(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.usefixtures("ray_local")
 def test_a_unit_that_kills_every_actor_ends_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(failure_policy, "MAX_TASK_RETRIES", 1)
+    monkeypatch.setattr(failure_policy, "MAX_WORKER_RESTARTS", 1)
     start_ray(ClusterPlacement())
     sentence = sentence_of(rows().map(CrashOnThree, **actor_pool(PLACE)))
     assert "died again when the work was repeated" in sentence

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,9 +142,9 @@ def kill_again_and_again(job: Job, reference: Shards, num_kills: int, seed: int)
     return hit
 
 
-def workers_of(cluster: Cluster, stage: str) -> list[int]:
-    """Process ids of the cluster's workers that are busy with a stage."""
-    raylets = {node.all_processes["raylet"][0].process.pid for node in cluster.list_all_nodes()}
+def workers_of(nodes: Iterable[Any], stage: str) -> list[int]:
+    """Process ids of the nodes' workers that are busy with a stage."""
+    raylets = {node.all_processes["raylet"][0].process.pid for node in nodes}
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -190,13 +190,16 @@ def test_killed_workers_and_a_lost_node_take_nothing_along(
     job = prepare_reference.into(tmp_path / "flow")
     process = job.start()
     for stage in ("decode_clip", "EstimateFlow"):
-        for worker in wait_until(lambda stage=stage: workers_of(cluster, stage), process):
+        for worker in wait_until(lambda stage=stage: workers_of(cluster.list_all_nodes(), stage), process):
             os.kill(worker, signal.SIGKILL)
     wait_until(job.shards, process)
-    lost = next(node for node in cluster.list_all_nodes() if not node.is_head())
+    # The flow worker's machine, if it is not the head.
+    lost = max(cluster.worker_nodes, key=lambda node: len(workers_of([node], "EstimateFlow")))
     cluster.remove_node(lost, allow_graceful=False)
-    job.expect_done(process)
-    cluster.add_node(**NODE)
+    try:
+        job.expect_done(process)
+    finally:
+        cluster.add_node(**NODE)
     assert same_as(job, prepare_reference)
 
 
