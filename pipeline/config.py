@@ -24,8 +24,11 @@ class StagePlacement:
     """CPUs reserved for each worker of the stage."""
     num_gpus: float = 0.0
     """GPUs reserved for each worker of the stage; above 0 the stage computes on CUDA."""
-    num_actors: int = 1
-    """Size of the actor pool (stages that hold a model); ignored by stateless stages."""
+    num_actors: int | None = None
+    """Size of the actor pool (stages that hold a model): none fills the cluster as it is when the command starts.
+
+    Ignored by stateless stages.
+    """
 
     def __post_init__(self) -> None:
         at_least(0, num_cpus=self.num_cpus, num_gpus=self.num_gpus)

@@ -24,6 +24,8 @@ IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".
 LIST_SUFFIXES = frozenset((".txt", ".csv", ".parquet"))
 LIST_COLUMNS = ("url", "path", "file", "video", "image")
 FRAMES_LOOKED_AT = 6
+MAX_FRAMES = 200_000
+"""A folder of more numbered images is a collection: two hours of video have fewer."""
 LOOKING = DecodeLimits(timeout_s=60.0)
 """For what is read before the work is planned."""
 
@@ -57,6 +59,11 @@ def find_images(spec: str) -> Iterator[Source]:
     so that the object is chosen consistently over it; other images stand alone, as do the images of a list.
     """
     yield from _at_least_one(_find(spec, images=True), spec, "image or video")
+
+
+def absolute_spec(spec: str) -> str:
+    """What `videos=` and `images=` mean from every folder: a worker has one of its own."""
+    return storage.absolute(spec) if storage.is_local(spec) else spec
 
 
 def frame_urls(source: Source) -> list[str]:
@@ -157,6 +164,7 @@ def _group(files: Iterable[tuple[str, int]], root: str, *, images: bool) -> Iter
             current = open_folders[-1]
             current.all_numbered &= _number(url, digits_only=images) is not None
             current.images.append((url, num_bytes))
+            current.all_numbered &= len(current.images) <= MAX_FRAMES or not images
             if not current.all_numbered:
                 yield from _close(current, root, images=images)
                 current.images.clear()

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -25,6 +26,10 @@ from pipeline.failure_policy import (
 from pipeline.local_ray import keep_ray_to_this_machine
 
 CONNECT_TIMEOUT_S = 10.0
+SHARE_OF_OTHER_STAGES = 1 / 8
+"""Of a cluster's CPUs, where a stage's workers compute on CPUs and fill it."""
+WORKER_BYTES = 2 * 2**30
+"""Memory counted for such a worker."""
 
 
 def start_ray(at: ClusterPlacement, pool: StagePlacement | None = None) -> None:
@@ -62,8 +67,25 @@ def tasks(place: StagePlacement) -> dict[str, Any]:
 
 
 def actor_pool(place: StagePlacement) -> dict[str, Any]:
-    """Keyword arguments of Dataset.map for a stage that holds a model: a pool of fixed size."""
-    return {"compute": ActorPoolStrategy(size=place.num_actors), **_resources(place), **actor_words()}
+    """Keyword arguments of Dataset.map for a stage that holds a model: a pool of fixed size.
+
+    A pool of no stated size has a worker for each GPU share, or for each `num_cpus` of the cluster. On CPUs the
+    workers reserve a little less than they use: an eighth of the CPUs, and at least one, stays for the other stages,
+    which mostly wait.
+    """
+    resources = _resources(place)
+    num_actors = place.num_actors
+    if num_actors is None:
+        cluster: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        if place.num_gpus > 0:
+            num_actors = max(1, int(cluster.get("GPU", 0.0) / place.num_gpus))
+        else:
+            num_cpus = cluster.get("CPU", 1.0)
+            room = min(num_cpus / torch_threads(place), cluster.get("memory", 0.0) / WORKER_BYTES)
+            num_actors = max(1, int(room))
+            free = max(0.0, num_cpus - max(1.0, num_cpus * SHARE_OF_OTHER_STAGES))
+            resources["num_cpus"] = min(place.num_cpus, math.floor(100 * free / num_actors) / 100)
+    return {"compute": ActorPoolStrategy(size=num_actors), **resources, **actor_words()}
 
 
 def torch_device(place: StagePlacement) -> Literal["cuda", "cpu"]:
@@ -126,6 +148,8 @@ def _start_local() -> None:
 
 
 def _leave_room(pool: StagePlacement) -> None:
+    if pool.num_actors is None:
+        return
     # Ray Data cuts rows apart in tasks of one CPU; actors that hold all CPUs would wait for them for ever.
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     total, taken = resources.get("CPU", 0.0), pool.num_actors * pool.num_cpus

@@ -1,6 +1,7 @@
 """gwm prepare: videos -> flow shards, with Ray Data."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -9,11 +10,12 @@ import ray.data
 
 from pipeline.config import PrepareConfig
 from pipeline.dataset import Dataset
-from pipeline.inputs import Source, find_videos
+from pipeline.inputs import absolute_spec, find_videos
+from pipeline.listing import listed
 from pipeline.load_config import NOT_PART_OF_A_RESULT, fingerprint
 from pipeline.placement import actor_pool, start_ray, tasks, torch_device, torch_threads, unwrap
 from pipeline.progress import Progress, say
-from pipeline.records import FLOW_SCHEMA_VERSION
+from pipeline.records import FLOW_SCHEMA_VERSION, Row
 from pipeline.stages.decode_clip import decode_clip
 from pipeline.stages.estimate_flow import EstimateFlow, load_estimator, with_absolute_weights
 from pipeline.stages.plan_clips import plan_clips
@@ -25,7 +27,7 @@ from pipeline.unit_totals import UnitTotals
 
 def prepare(config: PrepareConfig) -> dict[str, Any]:
     """Writes the flow of all videos as shards; returns the summary. A rerun does only what is missing."""
-    videos = list(find_videos(config.videos))
+    next(find_videos(config.videos))  # refuses an input without videos
     load_estimator(config.estimate_flow, "cpu")  # refuses wrong weights before anything is written
     dataset = Dataset.open(config.output, kind="flow", config=config, schema_version=FLOW_SCHEMA_VERSION)
     if config.retry_quarantined:
@@ -36,7 +38,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     began, totals = time.monotonic(), UnitTotals()
     try:
         with Progress(unit="clips") as progress:
-            for row in flow_shards(videos, config, dataset).iter_rows():
+            for row in flow_shards(config, dataset).iter_rows():
                 totals.add(row)
                 if row["reason"]:
                     say(f"{row['source']}: {row['reason']}")
@@ -50,7 +52,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         **job,
         counts=totals.units,
         seconds={**totals.seconds, "total": time.monotonic() - began},
-        videos=len(videos),
+        videos=totals.num_inputs,
         rows=totals.num_rows,
         bytes=totals.num_bytes,
         dataset=asdict(manifest),
@@ -60,7 +62,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     return summary
 
 
-def flow_shards(videos: list[Source], config: PrepareConfig, dataset: Dataset) -> ray.data.Dataset:
+def flow_shards(config: PrepareConfig, dataset: Dataset) -> ray.data.Dataset:
     """Videos -> clips -> frames -> flow -> shards; after plan_clips one row is one clip until it is written."""
     at, flow = config.placement, config.placement.estimate_flow
     names = fingerprint(config, exclude=(*NOT_PART_OF_A_RESULT, "videos"))
@@ -69,7 +71,7 @@ def flow_shards(videos: list[Source], config: PrepareConfig, dataset: Dataset) -
     worker = {"device": torch_device(flow), "num_threads": torch_threads(flow)}
     network = {"config": with_absolute_weights(config), **worker}
     return (
-        ray.data.from_items([asdict(video) for video in videos])  # one row a video
+        listed(partial(videos_of, absolute_spec(config.videos)))  # one row a video
         .flat_map(plan, **tasks(at.plan_clips))  # 1:N, reads packets
         .repartition(target_num_rows_per_block=1)  # or one task would decode all clips of a video in turn
         .map(partial(decode_clip, config=config), **tasks(at.decode_clip))  # 1:1, bound by the codec
@@ -77,3 +79,8 @@ def flow_shards(videos: list[Source], config: PrepareConfig, dataset: Dataset) -
         .map(EstimateFlow, fn_constructor_kwargs=network, **actor_pool(flow))  # type: ignore[arg-type]
         .map(write, **tasks(at.write_flow_shard))  # 1:1, bound by storage; leaves one summary row a clip
     )
+
+
+def videos_of(spec: str) -> Iterator[Row]:
+    """The videos as rows."""
+    return map(asdict, find_videos(spec))

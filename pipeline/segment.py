@@ -1,6 +1,7 @@
 """gwm segment: images or videos and a segmenter -> mask shards, with Ray Data."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -10,12 +11,14 @@ import ray.data
 from pipeline.config import SegmentConfig
 from pipeline.dataset import Dataset
 from pipeline.inference import read_model_card
-from pipeline.inputs import find_images
+from pipeline.inputs import absolute_spec, find_images
+from pipeline.listing import listed
 from pipeline.load_config import fingerprint
 from pipeline.masks import MASK_SCHEMA_VERSION
 from pipeline.model_card import ModelCard, PinnedConfig, pin, with_absolute_paths
 from pipeline.placement import actor_pool, start_ray, tasks, torch_device, torch_threads, unwrap
 from pipeline.progress import Progress
+from pipeline.records import Row
 from pipeline.stages.load_chunk import load_chunk
 from pipeline.stages.plan_chunks import group_inputs, plan_chunks
 from pipeline.stages.segment_images import SegmentImages
@@ -27,7 +30,7 @@ from pipeline.unit_totals import UnitTotals
 
 def segment(config: SegmentConfig) -> dict[str, Any]:
     """Writes the masks of all images as shards; returns the summary. A rerun does only what is missing."""
-    inputs = list(group_inputs(find_images(config.images), config.chunk_images))
+    next(find_images(config.images))  # refuses an input without images
     card = read_model_card(config.model)  # refuses a wrong model before anything is written
     pinned = pin(config, card)
     dataset = Dataset.open(config.output, kind="masks", config=pinned, schema_version=MASK_SCHEMA_VERSION)
@@ -39,7 +42,7 @@ def segment(config: SegmentConfig) -> dict[str, Any]:
     began, totals, num_errors = time.monotonic(), UnitTotals(), 0
     try:
         with Progress(unit="chunks") as progress:
-            for row in mask_shards(inputs, pinned, card, dataset).iter_rows():
+            for row in mask_shards(pinned, card, dataset).iter_rows():
                 totals.add(row)
                 num_errors += row["num_errors"]
                 progress.advance(row["num_units"], images=totals.num_rows, errors=num_errors)
@@ -62,9 +65,7 @@ def segment(config: SegmentConfig) -> dict[str, Any]:
     return summary
 
 
-def mask_shards(
-    inputs: list[dict[str, Any]], config: PinnedConfig, card: ModelCard, dataset: Dataset
-) -> ray.data.Dataset:
+def mask_shards(config: PinnedConfig, card: ModelCard, dataset: Dataset) -> ray.data.Dataset:
     """Images and videos -> chunks -> images -> masks -> shards; from plan_chunks on, a row is a chunk."""
     at, place = config.placement, config.placement.segment_images
     plan = partial(plan_chunks, config=config, dataset=dataset, fingerprint=config.unit_fingerprint())
@@ -72,10 +73,17 @@ def mask_shards(
     worker = {"device": torch_device(place), "num_threads": torch_threads(place)}
     network = {"config": with_absolute_paths(config), **worker}  # 1:1, bound by it; every worker holds one
     return (
-        ray.data.from_items(inputs)  # one row a video, or chunk_images images
+        listed(
+            partial(inputs_of, absolute_spec(config.images), config.chunk_images)
+        )  # a video, or chunk_images images
         .flat_map(plan, **tasks(at.plan_chunks))  # 1:N, reads packets
         .repartition(target_num_rows_per_block=1)  # or one task would load all chunks of a video in turn
         .map(partial(load_chunk, config=config, card=card), **tasks(at.load_chunk))  # 1:1, bound by the codec
         .map(SegmentImages, fn_constructor_kwargs=network, **actor_pool(place))  # type: ignore[arg-type]
         .map(write, **tasks(at.write_mask_shard))  # 1:1, bound by storage; leaves one summary row a chunk
     )
+
+
+def inputs_of(spec: str, chunk_images: int) -> Iterator[Row]:
+    """The videos and the images, some together, as rows."""
+    return group_inputs(find_images(spec), chunk_images)

@@ -16,6 +16,8 @@ class UnitTotals:
 
     units: Counter[str] = field(default_factory=Counter)
     """Under done, skipped and quarantined."""
+    num_inputs: int = 0
+    """Inputs that were planned: an input's first row counts it."""
     num_rows: int = 0
     num_bytes: int = 0
     seconds: Counter[str] = field(default_factory=Counter)
@@ -25,6 +27,7 @@ class UnitTotals:
     def add(self, row: Row) -> None:
         """Adds one summary row."""
         self.units[row["status"]] += row["num_units"]
+        self.num_inputs += row.get("num_inputs", 0)
         for key, value in row.items():
             if key.startswith(SECONDS):
                 self.seconds[key.removeprefix(SECONDS)] += value

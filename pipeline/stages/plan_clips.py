@@ -37,7 +37,9 @@ def plan_clips(row: Row, config: PrepareConfig, dataset: Dataset, fingerprint: s
     except Exception as error:
         rows = [failed_row({"unit": unit, "source": source.name}, "plan_clips", error)]
     seconds = time.monotonic() - began
-    return [{**planned, "seconds_plan_clips": 0.0 if i else seconds} for i, planned in enumerate(rows)]
+    first, *others = rows
+    none = {"num_inputs": 0, "seconds_plan_clips": 0.0}
+    return [{**first, "num_inputs": 1, "seconds_plan_clips": seconds}, *({**row, **none} for row in others)]
 
 
 def clip_spans(num_frames: int, clip_frames: int) -> list[tuple[int, int]]:

@@ -87,7 +87,8 @@ def prepare_reference(cluster: Cluster, inputs: Path, tmp_path_factory: pytest.T
     """An undisturbed run of prepare."""
     words = ["prepare", f"videos={inputs}", "estimate_flow.estimator=dis", "decode.clip_frames=4"]
     stages = ("plan_clips", "decode_clip", "write_flow_shard")
-    job = Job([*words, *few_workers(cluster, *stages)], tmp_path_factory.mktemp("prepare") / "reference")
+    words += few_workers(cluster, "estimate_flow", *stages)
+    job = Job(words, tmp_path_factory.mktemp("prepare") / "reference")
     job.finish()
     assert len(job.shards()) == 36
     return job
@@ -100,15 +101,20 @@ def segment_reference(
     """An undisturbed run of segment."""
     words = ["segment", f"images={inputs}", f"model={tiny_model}", "chunk_images=4"]
     stages = ("plan_chunks", "load_chunk", "write_mask_shard")
-    job = Job([*words, *few_workers(cluster, *stages)], tmp_path_factory.mktemp("segment") / "reference")
+    words += few_workers(cluster, "segment_images", *stages)
+    job = Job(words, tmp_path_factory.mktemp("segment") / "reference")
     job.finish()
     assert len(job.shards()) == 46
     return job
 
 
-def few_workers(cluster: Cluster, *stages: str) -> list[str]:
+def few_workers(cluster: Cluster, pool: str, *stages: str) -> list[str]:
     """Whole CPUs: each run starts its own workers, and a start costs more than all their work here."""
-    return [f"placement.address={cluster.address}", *(f"placement.{stage}.num_cpus=1" for stage in stages)]
+    return [
+        f"placement.address={cluster.address}",
+        f"placement.{pool}.num_actors=1",
+        *(f"placement.{stage}.num_cpus=1" for stage in stages),
+    ]
 
 
 def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str]) -> Any:

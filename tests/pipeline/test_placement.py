@@ -40,6 +40,16 @@ def test_resources_become_ray_words() -> None:
 
 
 @pytest.mark.usefixtures("ray_local")
+def test_a_pool_of_no_stated_size_fills_the_cpus_and_leaves_room_for_the_stages_around() -> None:
+    num_cpus = int(ray.cluster_resources()["CPU"])
+    words = actor_pool(StagePlacement())
+    assert words["compute"] == ray.data.ActorPoolStrategy(size=num_cpus)
+    assert num_cpus * words["num_cpus"] <= num_cpus - 1
+    of_two = actor_pool(StagePlacement(num_cpus=2))
+    assert of_two["compute"] == ray.data.ActorPoolStrategy(size=num_cpus // 2)
+
+
+@pytest.mark.usefixtures("ray_local")
 def test_a_running_ray_is_used_with_settings_that_lose_nothing() -> None:
     before = ray.get_runtime_context().get_job_id()
     start_ray(ClusterPlacement())

@@ -7,7 +7,6 @@ import pytest
 from pipeline.config import StagePlacement
 from pipeline.dataset import Dataset
 from pipeline.errors import GwmError
-from pipeline.inputs import find_videos
 from pipeline.prepare import flow_shards, prepare
 
 
@@ -65,7 +64,7 @@ def test_videos_of_all_kinds_become_shards_and_bad_ones_go_to_quarantine(
 
 def test_the_plan_names_the_stages_in_order(ray_local, make_video, config):
     make_video()
-    plan = repr(flow_shards(list(find_videos(config.videos)), config, Dataset(url=config.output)))
+    plan = repr(flow_shards(config, Dataset(url=config.output)))
     names = ["write_flow_shard", "EstimateFlow", "decode_clip", "plan_clips"]
     positions = [plan.find(name) for name in names]
     assert -1 not in positions

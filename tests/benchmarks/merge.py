@@ -1,0 +1,70 @@
+"""K regions into two: scikit-learn's spectral clustering, image by image, against our exact cut of the whole batch.
+
+Both are given the same masks and features; ours may never have a higher normalised cut.
+"""
+
+import warnings
+
+import numpy as np
+import torch
+from common import report, rounded, side_by_side
+from sklearn.cluster import SpectralClustering
+
+from gwm_model.merge import MIN_AFFINITY, bipartitions, merge_regions, normalized_cut
+
+BATCH, REGIONS, CHANNELS = 64, 4, 384
+
+
+def affinities(masks: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """The paper's affinity of the regions [B, K, K]: the cosine of their mean features, not below 1e-6."""
+    weights = torch.nn.functional.adaptive_avg_pool2d(masks.double(), features.shape[-2:]).flatten(2)
+    mean = torch.nn.functional.normalize(weights @ features.double().flatten(2).mT, dim=-1)
+    return (mean @ mean.mT).clamp_min(MIN_AFFINITY)
+
+
+def spectral(masks: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """Labels [B, K] as the published code finds them."""
+    labels = []
+    for affinity in affinities(masks, features):
+        clustering = SpectralClustering(n_clusters=2, affinity="precomputed", random_state=0)
+        labels.append(clustering.fit_predict(affinity.numpy()))
+    return torch.from_numpy(np.stack(labels)).long()
+
+
+def cost(affinity: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The normalised cut of each image's labels."""
+    labels = torch.where(labels[:, :1] == 1, 1 - labels, labels)
+    return torch.cat(
+        [normalized_cut(one[None], label[None])[0] for one, label in zip(affinity, labels, strict=True)]
+    )
+
+
+def main() -> None:
+    """Prints one JSON line."""
+    warnings.filterwarnings("ignore")
+    torch.manual_seed(0)
+    logits = torch.nn.functional.interpolate(
+        torch.randn(BATCH, REGIONS, 8, 14) * 3, (128, 224), mode="bilinear"
+    )
+    masks = logits.softmax(1)
+    features = torch.nn.functional.interpolate(torch.randn(BATCH, CHANNELS, 4, 7), (18, 32), mode="bilinear")
+    compared = side_by_side(lambda: spectral(masks, features), lambda: merge_regions(masks, features))
+    affinity = affinities(masks, features)
+    excess = cost(affinity, compared.result) - cost(affinity, compared.expected)
+    lowest = normalized_cut(affinity, bipartitions(REGIONS)).amin(1)
+    assert torch.allclose(cost(affinity, compared.result), lowest)
+    if excess.max() > 1e-9:
+        raise SystemExit(f"the cut is higher than scikit-learn's by {excess.max():.2g}")
+    report(
+        "merge",
+        f"B = {BATCH}, K = {REGIONS}",
+        "times scikit-learn's SpectralClustering, per image",
+        compared.ratio,
+        at_least=50,
+        lower_cut_than_sklearn=int((excess < -1e-9).sum()),
+        **rounded(sklearn_s=compared.reference_s, ours_s=compared.ours_s),
+    )
+
+
+if __name__ == "__main__":
+    main()
