@@ -1,22 +1,19 @@
 """The objective against the published code's formula: speed and peak memory, forward and backward, in one process.
 
 The published code solves, for each region and each flow component, a least-squares problem over all pixels by
-QR with an explicit inverse of R. Prints one JSON line for each case. Run: python
-tests/benchmarks/objective.py
+QR with an explicit inverse of R.
 """
 
-import json
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
+from common import report, rounded, side_by_side
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from gwm_model import motion_loss
 
-REPETITIONS = 15
+FASTER = {"expected": 20, "composite": 8}
 CASES = [(8, 4, 128, 224), (1, 4, 480, 854)]
 
 
@@ -67,8 +64,8 @@ def peak_bytes(run: Callable[[], object]) -> int:
     return peak
 
 
-def measure(shape: tuple[int, int, int, int], objective: str) -> dict[str, object]:
-    """Medians of runs that alternate between the published formula and ours."""
+def measure(shape: tuple[int, int, int, int], objective: str) -> None:
+    """Two lines: speed and memory of one objective."""
     batch, regions, height, width = shape
     torch.manual_seed(0)
     logits = torch.nn.functional.interpolate(
@@ -76,37 +73,33 @@ def measure(shape: tuple[int, int, int, int], objective: str) -> dict[str, objec
     )
     flow = torch.nn.functional.interpolate(torch.randn(batch, 2, 5, 7) * 5, (height, width), mode="bicubic")
     masks = logits.softmax(1)
-    losses = {"published": published_loss, "ours": motion_loss}
-    seconds: dict[str, list[float]] = {name: [] for name in losses}
-    results = {}
-    for repetition in range(REPETITIONS + 2):
-        for name, loss in losses.items():
-            began = time.perf_counter()
-            results[name] = forward_backward(loss, masks, flow, objective)
-            if repetition >= 2:
-                seconds[name].append(time.perf_counter() - began)
-    peaks = {
-        name: peak_bytes(lambda loss=loss: forward_backward(loss, masks, flow, objective))
-        for name, loss in losses.items()
-    }
-    (theirs, their_gradient), (ours, our_gradient) = results["published"], results["ours"]
+    compared = side_by_side(
+        lambda: forward_backward(published_loss, masks, flow, objective),
+        lambda: forward_backward(motion_loss, masks, flow, objective),
+        rounds=15,
+        warmup=2,
+    )
+    (theirs, their_gradient), (ours, our_gradient) = compared.expected, compared.result
     assert abs(ours / theirs - 1) < 1e-4
     assert (our_gradient - their_gradient).norm() / their_gradient.norm() < 1e-3
-    return {
-        "benchmark": "objective",
-        "objective": objective,
-        "shape": list(shape),
-        "threads": torch.get_num_threads(),
-        "published_s": round(statistics.median(seconds["published"]), 4),
-        "ours_s": round(statistics.median(seconds["ours"]), 4),
-        "speedup": round(
-            statistics.median(a / b for a, b in zip(seconds["published"], seconds["ours"], strict=True)), 1
-        ),
-        "peak_bytes_ratio": round(peaks["ours"] / peaks["published"], 3),
-    }
+    peaks = [
+        peak_bytes(lambda loss=loss: forward_backward(loss, masks, flow, objective))
+        for loss in (published_loss, motion_loss)
+    ]
+    case = f"{objective}, B = {batch}, K = {regions}, {height} x {width}"
+    is_target = (height, width) == (128, 224)
+    report(
+        "objective",
+        case,
+        "times the published QR formula's speed, forward and backward",
+        compared.ratio,
+        at_least=FASTER[objective] if is_target else None,
+        **rounded(published_s=compared.reference_s, ours_s=compared.ours_s),
+    )
+    report("objective", case, "of its peak memory", peaks[1] / peaks[0], at_most=0.25 if is_target else None)
 
 
 if __name__ == "__main__":
     for case in CASES:
-        for name in ("expected", "composite"):
-            print(json.dumps(measure(case, name)))
+        for name in FASTER:
+            measure(case, name)
