@@ -4,7 +4,7 @@ Images enter in [-1, 1]. raft_large upsamples by convex combination, raft_small 
 the last update; until then everything stays at 1/8 of the size.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -28,7 +28,8 @@ PYRAMID_BYTES = 4 * 2**30
 class Raft:
     """Optical flow of frame pairs of one clip.
 
-    A batch holds at most `pairs_per_batch` pairs, fewer where their correlation would pass PYRAMID_BYTES.
+    A batch holds at most `pairs_per_batch` pairs, fewer where their correlation would pass PYRAMID_BYTES, and half as
+    many after the device ran out of memory.
     With bfloat16 the networks run under autocast; correlation, lookup coordinates and flow stay float32.
     """
 
@@ -67,13 +68,36 @@ class Raft:
         )
         context = self._encode(self.network.context_encoder, frames, sorted({first for first, _ in pairs}))
         height, width = frames.shape[-2:]
-        for batch in _batches(pairs, self._batch_size(frames)):
-            flows = self._refine(
+
+        def refined(batch: list[Pair]) -> Float[Tensor, "P 2 H W"]:
+            return self._refine(
                 torch.stack([features[first] for first, _ in batch]),
                 torch.stack([features[second] for _, second in batch]),
                 torch.stack([context[first] for first, _ in batch]),
             )
+
+        for _, flows in self._in_batches(pairs, frames, refined):
             yield from flows[..., :height, :width]
+
+    def _in_batches(
+        self, elements: Sequence[T], frames: UInt8[Tensor, "T 3 H W"], compute: Callable[[list[T]], Tensor]
+    ) -> Iterator[tuple[list[T], Tensor]]:
+        """Batches with what `compute` makes of them; where memory runs out, half as many at once from then on."""
+        done = 0
+        while done < len(elements):
+            batch = list(elements[done : done + self._batch_size(frames)])
+            try:
+                result = compute(batch)
+            except torch.OutOfMemoryError:
+                if len(batch) == 1:
+                    raise
+                result = None
+            if result is None:  # outside of the handler, whose traceback holds tensors
+                self.pairs_per_batch = len(batch) // 2
+                torch.cuda.empty_cache()
+                continue
+            done += len(batch)
+            yield batch, result
 
     def _batch_size(self, frames: UInt8[Tensor, "T 3 H W"]) -> int:
         """Pairs of one batch, at least 1."""
@@ -86,12 +110,17 @@ class Raft:
         self, encoder: Any, frames: UInt8[Tensor, "T 3 H W"], indices: Sequence[int]
     ) -> dict[int, Float[Tensor, "C h w"]]:
         """Each frame's encoding at 1/8 of the size."""
-        encoded: dict[int, Tensor] = {}
-        for batch in _batches(indices, self._batch_size(frames)):
+
+        def encoded(batch: list[int]) -> Tensor:
             with self._autocast():
-                maps = encoder(_network_input(frames[batch].to(self.device)))
-            encoded.update(zip(batch, maps, strict=True))
-        return encoded
+                maps: Tensor = encoder(_network_input(frames[batch].to(self.device)))
+            return maps
+
+        return {
+            frame: map_of_frame
+            for batch, maps in self._in_batches(indices, frames, encoded)
+            for frame, map_of_frame in zip(batch, maps, strict=True)
+        }
 
     @torch.no_grad()
     def _refine(
@@ -189,12 +218,6 @@ def _recurrent_units(network: Any) -> list[RecurrentUnit]:
 def _channels_last(maps: Tensor) -> Tensor:
     """The same values, the channels of a pixel side by side in memory."""
     return maps.contiguous(memory_format=torch.channels_last)
-
-
-def _batches(elements: Sequence[T], length: int) -> Iterator[list[T]]:
-    """Runs of `length` elements, the last one shorter."""
-    for begin in range(0, len(elements), length):
-        yield list(elements[begin : begin + length])
 
 
 def _padded(side_px: int) -> int:

@@ -28,8 +28,8 @@ every failed call for one, and while nobody knows yet that a worker's machine is
 MAX_TRAIN_FAILURES = 3
 """Times that training starts again from its last checkpoint after a worker died. Ray Train's default is never."""
 
-LIST_BLOCK_BYTES = 2**18
-"""About a thousand inputs."""
+ROWS_AHEAD = 64
+"""Rows that a running task may finish before they are taken up; stages after planning have one row a task."""
 
 LOCAL_ENVIRONMENT = {
     # Ray kills the newest task when memory runs out and, by default, repeats it without end.
@@ -60,8 +60,10 @@ def set_data_context(context: DataContext, no_progress_timeout_s: float) -> None
     context.max_consecutive_actor_init_deaths = 0
     # Every unit names its own shard, so the order of rows does not matter and nothing waits for a slow one.
     context.execution_options.preserve_order = False
-    # Lists of inputs pass on in small blocks, so that work begins before they are complete; a unit is a block anyway.
-    context.target_max_block_size = LIST_BLOCK_BYTES
+    # Every row is a block, for a row is a unit of work: planned clips go to different workers, one by one.
+    context.target_max_block_size = 1
+    # The driver looks ten times a second; a planning task that may be two rows ahead of it makes twenty a second.
+    context._max_num_blocks_in_streaming_gen_buffer = ROWS_AHEAD
     # A stage that hangs is an error that names it.
     context.execution_no_progress_timeout_s = no_progress_timeout_s
     # The commands print their own progress and one sentence for an error; Ray's log files keep the rest.

@@ -11,7 +11,7 @@ import ray.data
 from pipeline.config import PrepareConfig
 from pipeline.dataset import Dataset
 from pipeline.inputs import absolute_spec, find_videos
-from pipeline.listing import listed
+from pipeline.listing import each_of_page, listed
 from pipeline.load_config import NOT_PART_OF_A_RESULT, fingerprint
 from pipeline.placement import actor_pool, start_ray, tasks, torch_device, torch_threads, unwrap
 from pipeline.progress import Progress, say
@@ -63,7 +63,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
 
 
 def flow_shards(config: PrepareConfig, dataset: Dataset) -> ray.data.Dataset:
-    """Videos -> clips -> frames -> flow -> shards; after plan_clips one row is one clip until it is written."""
+    """Videos -> clips -> frames -> flow -> shards; after plan_clips a row, and a block, is one clip."""
     at, flow = config.placement, config.placement.estimate_flow
     names = fingerprint(config, exclude=(*NOT_PART_OF_A_RESULT, "videos"))
     plan = partial(plan_clips, config=config, dataset=dataset, fingerprint=names)
@@ -71,9 +71,8 @@ def flow_shards(config: PrepareConfig, dataset: Dataset) -> ray.data.Dataset:
     worker = {"device": torch_device(flow), "num_threads": torch_threads(flow)}
     network = {"config": with_absolute_weights(config), **worker}
     return (
-        listed(partial(videos_of, absolute_spec(config.videos)))  # one row a video
-        .flat_map(plan, **tasks(at.plan_clips))  # 1:N, reads packets
-        .repartition(target_num_rows_per_block=1)  # or one task would decode all clips of a video in turn
+        listed(partial(videos_of, absolute_spec(config.videos)))  # pages of videos
+        .flat_map(each_of_page(plan), **tasks(at.plan_clips))  # 1:N, reads packets
         .map(partial(decode_clip, config=config), **tasks(at.decode_clip))  # 1:1, bound by the codec
         # 1:1, bound by the network, which every worker of the pool holds
         .map(EstimateFlow, fn_constructor_kwargs=network, **actor_pool(flow))  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from pipeline.config import SegmentConfig
 from pipeline.dataset import Dataset
 from pipeline.inference import read_model_card
 from pipeline.inputs import absolute_spec, find_images
-from pipeline.listing import listed
+from pipeline.listing import each_of_page, listed
 from pipeline.load_config import fingerprint
 from pipeline.masks import MASK_SCHEMA_VERSION
 from pipeline.model_card import ModelCard, PinnedConfig, pin, with_absolute_paths
@@ -73,11 +73,8 @@ def mask_shards(config: PinnedConfig, card: ModelCard, dataset: Dataset) -> ray.
     worker = {"device": torch_device(place), "num_threads": torch_threads(place)}
     network = {"config": with_absolute_paths(config), **worker}  # 1:1, bound by it; every worker holds one
     return (
-        listed(
-            partial(inputs_of, absolute_spec(config.images), config.chunk_images)
-        )  # a video, or chunk_images images
-        .flat_map(plan, **tasks(at.plan_chunks))  # 1:N, reads packets
-        .repartition(target_num_rows_per_block=1)  # or one task would load all chunks of a video in turn
+        listed(partial(inputs_of, absolute_spec(config.images), config.chunk_images))  # pages of inputs
+        .flat_map(each_of_page(plan), **tasks(at.plan_chunks))  # 1:N, reads packets
         .map(partial(load_chunk, config=config, card=card), **tasks(at.load_chunk))  # 1:1, bound by the codec
         .map(SegmentImages, fn_constructor_kwargs=network, **actor_pool(place))  # type: ignore[arg-type]
         .map(write, **tasks(at.write_mask_shard))  # 1:1, bound by storage; leaves one summary row a chunk

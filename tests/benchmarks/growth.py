@@ -25,7 +25,7 @@ import pipeline.prepare
 from pipeline import storage
 from pipeline.config import DecodeConfig, EstimateFlowConfig, PrepareConfig, PreparePlacement, StagePlacement
 from pipeline.dataset import Dataset
-from pipeline.listing import listed
+from pipeline.listing import each_of_page, listed
 from pipeline.placement import start_ray, tasks
 from pipeline.prepare import flow_shards, videos_of
 from pipeline.records import FLOW_SCHEMA_VERSION, Row
@@ -119,7 +119,8 @@ def dispatched(rows: Any) -> tuple[float, list[int]]:
 
     watcher = Thread(target=look, daemon=True)
     began = time.perf_counter()
-    units = listed(rows).flat_map(nothing, **tasks(StagePlacement(num_cpus=0.25))).iter_rows()
+    plan = each_of_page(partial(nothing))
+    units = listed(rows).flat_map(plan, **tasks(StagePlacement(num_cpus=0.25))).iter_rows()
     next(units)
     first_s = time.perf_counter() - began
     watcher.start()

@@ -198,6 +198,31 @@ def test_large_frames_make_smaller_batches() -> None:
     assert batch_sizes == [8, 3, 1]
 
 
+def test_a_device_without_memory_gets_half_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    pair_flow = raft.Raft(raft_small(weights=None), iterations=2, pairs_per_batch=8)
+    frames, pairs = textured_clip(6, 128, 128, dx=2), [(t, t + 1) for t in range(5)]
+    expected = list(pair_flow(frames, pairs))
+    refine, tried = pair_flow._refine, []
+
+    def refine_two(first: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        tried.append(len(first))
+        if len(first) > 2:
+            raise torch.OutOfMemoryError
+        return refine(first, *others)
+
+    monkeypatch.setattr(pair_flow, "_refine", refine_two)
+    torch.testing.assert_close(list(pair_flow(frames, pairs)), expected, rtol=0, atol=1e-4)
+    assert tried == [5, 2, 2, 1]
+
+    def refine_none(*_: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(pair_flow, "_refine", refine_none)
+    with pytest.raises(torch.OutOfMemoryError):
+        list(pair_flow(frames, pairs))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

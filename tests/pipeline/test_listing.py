@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.config import ClusterPlacement, StagePlacement
 from pipeline.errors import GwmError
-from pipeline.listing import listed
+from pipeline.listing import each_of_page, listed
 from pipeline.placement import start_ray, tasks, unwrap
 from pipeline.records import Row
 
@@ -24,7 +24,7 @@ def rows_that_wait(begun: Path) -> Iterator[Row]:
             while not begun.exists():
                 assert time.monotonic() < deadline, "no row reached the stage while the listing went on"
                 time.sleep(0.01)
-        yield {"number": number, "name": "n" * 5000}
+        yield {"number": number, "name": "n"}
 
 
 def rows_that_fail() -> Iterator[Row]:
@@ -32,18 +32,17 @@ def rows_that_fail() -> Iterator[Row]:
     raise GwmError("the bucket is gone.")
 
 
-def mark(row: Row, begun: Path) -> Row:
+def mark(row: Row, begun: Path) -> list[Row]:
     begun.touch()
-    return {"number": row["number"]}
+    return [{"number": row["number"]}]
 
 
 @pytest.mark.usefixtures("ray_local")
 def test_work_begins_before_the_listing_ends_and_no_row_is_lost(tmp_path: Path) -> None:
     start_ray(ClusterPlacement())
     begun = tmp_path / "begun"
-    seen = listed(partial(rows_that_wait, begun)).map(
-        partial(mark, begun=begun), **tasks(StagePlacement(num_cpus=0.25))
-    )
+    plan = each_of_page(partial(mark, begun=begun))
+    seen = listed(partial(rows_that_wait, begun)).flat_map(plan, **tasks(StagePlacement(num_cpus=0.25)))
     assert sorted(row["number"] for row in seen.iter_rows()) == list(range(NUM_ROWS))
 
 
