@@ -150,7 +150,7 @@ def _start_local() -> None:
 def _leave_room(pool: StagePlacement) -> None:
     if pool.num_actors is None:
         return
-    # Ray Data cuts rows apart in tasks of one CPU; actors that hold all CPUs would wait for them for ever.
+    # Actors that hold all CPUs would wait for the stages around them for ever.
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     total, taken = resources.get("CPU", 0.0), pool.num_actors * pool.num_cpus
     if total - taken < 1:

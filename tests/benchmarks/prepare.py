@@ -28,7 +28,7 @@ from pipeline.stages.estimate_flow import EstimateFlow
 from pipeline.stages.plan_clips import plan_clips
 from pipeline.stages.write_flow_shard import write_flow_shard
 
-VIDEOS, REPEATS = 8, 2
+VIDEOS, REPEATS = 4, 2
 WEIGHTS = {"dis": "pretrained", "raft_small": str(DATA / "weights/raft-small.pth")}
 
 

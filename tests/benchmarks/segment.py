@@ -33,7 +33,7 @@ from pipeline.stages.plan_chunks import plan_chunks
 from pipeline.stages.segment_images import SegmentImages
 from pipeline.stages.write_mask_shard import write_mask_shard
 
-IMAGES, PUBLISHED_IMAGES, REGIONS = 640, 12, 4
+IMAGES, PUBLISHED_IMAGES, REGIONS = 320, 12, 4
 SIZES = [(480, 854), (854, 480), (360, 480)]
 
 
