@@ -134,7 +134,9 @@ def _readable(where: str) -> Iterator[None]:
         raise WeightsError(
             f"weights '{where}' holds pickled objects other than tensors, which are never loaded"
         ) from error
-    except (RuntimeError, EOFError) as error:
+    except (WeightsError, OSError):
+        raise
+    except Exception as error:  # an unpickler that reads noise raises anything
         raise WeightsError(
             f"weights '{where}' is not a readable torch checkpoint; it may be cut off"
         ) from error

@@ -16,9 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import save_file
+from torchvision.models.optical_flow import raft_small
 
-from pipeline.config import DecodeLimits, PrepareConfig, SegmentConfig
-from pipeline.dataset import Dataset
+from gwm_model.backbone import load_weights
+from gwm_model.config import BackboneConfig
+from pipeline.config import DecodeLimits, EstimateFlowConfig, PrepareConfig, SegmentConfig
+from pipeline.dataset import Dataset, unit_id
 from pipeline.errors import GwmError
 from pipeline.flow_dataset import open_flow_dataset
 from pipeline.inference import read_model_card
@@ -27,6 +30,8 @@ from pipeline.layouts import AnnotatedSequence
 from pipeline.load_config import load_config
 from pipeline.masks import MaskRow, encode_mask, mask_table
 from pipeline.predictions import find_predictions, read_predictions
+from pipeline.stages.estimate_flow import load_estimator
+from pipeline.verify import verify
 
 SEED = 20240608
 LIMITS = DecodeLimits(timeout_s=20.0, max_bytes=2**28)
@@ -327,6 +332,80 @@ def test_models(tmp_path, tiny_model):
     found = outcomes("models", cases, take)
     done = {name for name in cases if found[name] == "done"}
     assert {name for name in done if "flipped" not in name} == set()
+
+
+def test_weights_of_flow_networks(tmp_path):
+    state = raft_small(weights=None).state_dict()
+    torch.save(state, tmp_path / "good.pth")
+    good, path = (tmp_path / "good.pth").read_bytes(), tmp_path / "weights.pth"
+
+    def saved(value: object) -> bytes:
+        torch.save(value, path)
+        return path.read_bytes()
+
+    first = next(iter(state))
+    cases = flipped(good, 12, random.Random(SEED)) | {
+        "list": saved([state[first]]),
+        "tensor": saved(state[first]),
+        "nothing-in-it": saved({}),
+        "one-missing": saved({name: value for name, value in state.items() if name != first}),
+        "one-more": saved(state | {"module.more": state[first]}),
+        "other-shape": saved(state | {first: torch.zeros(3)}),
+        "not-tensors": saved(dict.fromkeys(state, 1)),
+        "safetensors-header": struct.pack("<Q", 2**62) + good[8:],
+    }
+
+    def take(name: str, data: bytes) -> None:
+        path.write_bytes(data)
+        load_estimator(EstimateFlowConfig(estimator="raft_small", weights=str(path)), "cpu")
+
+    found = outcomes("weights of RAFT", cases, take)
+    assert {name for name in cases if found[name] == "done" and "flipped" not in name} == set()
+
+
+def test_weights_of_backbones(tmp_path):
+    rng, path = random.Random(SEED), tmp_path / "weights.pth"
+    torch.save({"weight": torch.zeros(3)}, path)
+    cases = flipped(path.read_bytes(), 6, rng)
+    cases |= {f"noise{number}": rng.randbytes(50) for number in range(20)}
+    config = BackboneConfig(weights=str(path))
+
+    def take(name: str, data: bytes) -> None:
+        path.write_bytes(data)
+        try:
+            load_weights(torch.nn.Linear(2, 3), config, is_transformer=False)
+        except ValueError as error:
+            raise GwmError(str(error)) from error
+
+    assert set(outcomes("weights of a backbone", cases, take).values()) == {"refused"}
+
+
+def test_verified_datasets(tmp_path):
+    config = PrepareConfig(videos="v", output=str(tmp_path))
+    dataset = Dataset.open(str(tmp_path), kind="flow", config=config, schema_version=1)
+    table = pa.table(
+        {"video": ["a"] * 50, "frame_index": range(50)}, metadata={"source": "a", "kind": "flow"}
+    )
+    unit = unit_id("a")
+    dataset.write_manifest([dataset.write_shard(unit, table)])
+    assert verify(str(tmp_path)) == []
+    shard, manifest = Path(dataset.shard_url(unit)), tmp_path / "manifest.parquet"
+    good = {path: path.read_bytes() for path in (shard, manifest)}
+    cases = {
+        f"{path.stem} {name}": data
+        for path, content in good.items()
+        for name, data in flipped(content, 10, random.Random(SEED)).items()
+    }
+
+    def take(name: str, data: bytes) -> None:
+        for path, content in good.items():
+            path.write_bytes(data if name.startswith(path.stem) else content)
+        problems = verify(str(tmp_path))
+        if problems:
+            raise GwmError(problems[0])
+
+    found = outcomes("verify", cases, take)
+    assert {found[name] for name in cases if name.startswith(shard.stem)} == {"refused"}
 
 
 def test_images_of_a_list_with_strange_entries(tmp_path):

@@ -18,6 +18,7 @@ from pipeline.errors import GwmError
 from pipeline.load_config import fingerprint, load_config
 from pipeline.patient_s3 import PatientS3
 from pipeline.report import Report, render
+from pipeline.scenes import render_scene, write_davis_layout
 from pipeline.storage_errors import without_secrets
 
 CANARIES = [f"canary-{number}-6f1d" for number in range(9)]
@@ -83,6 +84,15 @@ def test_commands_write_and_say_no_secret(
     assert main(["train", f"flow={flow}", f"output={tmp_path}/model", *words]) == 0
     words = [f"model={tiny_model}", f"output={masks}", f"tracking.uri={TRACKING}"]
     assert main(["segment", f"images={videos}/good.mp4", *words]) == 0
+    write_davis_layout(tmp_path / "davis", {"scene": render_scene(1, num_frames=6)})
+    words = [
+        "dataset=davis2016",
+        f"data={tmp_path}/davis",
+        f"model={tiny_model}",
+        f"output={tmp_path}/scores",
+    ]
+    words += [f"merge.backbone.weights={WEIGHTS}", f"tracking.uri={TRACKING}"]
+    assert main(["evaluate", *words]) == 0
     assert leaks() == set()
     session = Path(ray._private.worker._global_node.get_session_dir_path())
     logs = {path: path.read_bytes() for path in (session / "logs").rglob("*") if path.is_file()}
