@@ -11,11 +11,12 @@ from typing import Any
 import timm
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file
+from safetensors import SafetensorError
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 from gwm_model.config import BackboneConfig
+from gwm_model.tensor_files import read_tensor_file
 
 PICKLED = "holds pickled objects other than tensors, which are never loaded"
 
@@ -116,18 +117,14 @@ def load_weights(network: Any, config: BackboneConfig, is_transformer: bool) -> 
     """Loads a checkpoint in the naming of timm or of the DINO releases; no parameter may be missing in it."""
     path = local_weights(config.weights)
     try:
-        state = (
-            load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-        )
+        state = read_tensor_file(path)
         for wrapper in ("model", "state_dict", "teacher"):
             state = state.get(wrapper, state)
         state = checkpoint_filter_fn(state, network) if is_transformer else state
         missing = network.load_state_dict(state, strict=False).missing_keys
     except UnpicklingError as error:
         raise ValueError(f"{config.weights} is no checkpoint, or {PICKLED}.") from error
-    except OSError:
-        raise
-    except Exception as error:  # an unpickler that reads noise raises anything
+    except (RuntimeError, SafetensorError, AttributeError, KeyError) as error:
         raise ValueError(
             f"{config.weights} does not fit the backbone {config.name}: {first_line(error)}"
         ) from error

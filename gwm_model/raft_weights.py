@@ -16,9 +16,10 @@ from urllib.parse import urlsplit
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
+
+from gwm_model.tensor_files import no_checkpoint, read_tensor_file
 
 RaftName = Literal["raft_large", "raft_small"]
 
@@ -72,7 +73,7 @@ def _read_state(name: RaftName, weights: str) -> dict[str, Tensor]:
     try:
         if short_name in known.__members__:
             # What lies in torch's hub folder under this name is read like any other file.
-            with _readable(weights):
+            with _readable(weights), no_checkpoint():
                 return dict(
                     known[short_name].get_state_dict(progress=False, check_hash=True, weights_only=True)
                 )
@@ -116,9 +117,8 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     if head.lstrip()[:1] == b"<":
         raise WeightsError(f"weights '{path}' is a web page, not a checkpoint: download the file again")
     with _readable(str(path)):
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        return _tensors(torch.load(path, map_location="cpu", weights_only=True), str(path))
+        loaded = read_tensor_file(path)
+    return _tensors(loaded, str(path))
 
 
 @contextmanager
@@ -134,9 +134,7 @@ def _readable(where: str) -> Iterator[None]:
         raise WeightsError(
             f"weights '{where}' holds pickled objects other than tensors, which are never loaded"
         ) from error
-    except (WeightsError, OSError):
-        raise
-    except Exception as error:  # an unpickler that reads noise raises anything
+    except RuntimeError as error:
         raise WeightsError(
             f"weights '{where}' is not a readable torch checkpoint; it may be cut off"
         ) from error

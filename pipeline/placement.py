@@ -73,18 +73,10 @@ def actor_pool(place: StagePlacement) -> dict[str, Any]:
     workers reserve a little less than they use: an eighth of the CPUs, and at least one, stays for the other stages,
     which mostly wait.
     """
-    resources = _resources(place)
-    num_actors = place.num_actors
+    num_actors, resources = place.num_actors, _resources(place)
     if num_actors is None:
-        cluster: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        if place.num_gpus > 0:
-            num_actors = max(1, int(cluster.get("GPU", 0.0) / place.num_gpus))
-        else:
-            num_cpus = cluster.get("CPU", 1.0)
-            room = min(num_cpus / torch_threads(place), cluster.get("memory", 0.0) / WORKER_BYTES)
-            num_actors = max(1, int(room))
-            free = max(0.0, num_cpus - max(1.0, num_cpus * SHARE_OF_OTHER_STAGES))
-            resources["num_cpus"] = min(place.num_cpus, math.floor(100 * free / num_actors) / 100)
+        num_actors, reserved = _filled(place)
+        resources |= {"num_cpus": reserved}
     return {"compute": ActorPoolStrategy(size=num_actors), **resources, **actor_words()}
 
 
@@ -159,6 +151,18 @@ def _leave_room(pool: StagePlacement) -> None:
             f"The actors of one stage reserve {taken:g} of this machine's {total:g} CPUs, and 1 must stay free for the "
             "stages around it: lower that stage's num_actors or num_cpus in placement."
         )
+
+
+def _filled(place: StagePlacement) -> tuple[int, float]:
+    """Workers that fill the cluster, and the CPUs that each reserves."""
+    cluster: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    if place.num_gpus > 0:
+        return max(1, int(cluster.get("GPU", 0.0) / place.num_gpus)), place.num_cpus
+    num_cpus = cluster.get("CPU", 1.0)
+    room = min(num_cpus / torch_threads(place), cluster.get("memory", 0.0) / WORKER_BYTES)
+    num_actors = max(1, int(room))
+    free = max(0.0, num_cpus - max(1.0, num_cpus * SHARE_OF_OTHER_STAGES))
+    return num_actors, min(place.num_cpus, math.floor(100 * free / num_actors) / 100)
 
 
 def _resources(place: StagePlacement) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -50,6 +50,23 @@ def side_by_side(
         expected=expected,
         result=result,
     )
+
+
+def steady_rates(units: Iterable[Mapping[str, Any]], seconds: str) -> tuple[float, float]:
+    """Rows a second of a pipeline's finished units, and how many of its workers compute at a time.
+
+    Counted from the first finished unit on, so that the start of the workers does not count. `seconds` names the
+    column with the time that a worker computed for the unit.
+    """
+    first = last = busy = 0.0
+    rows = 0
+    for unit in units:
+        last = time.perf_counter()
+        if first:
+            rows += unit["num_rows"]
+            busy += unit[seconds]
+        first = first or last
+    return rows / (last - first), busy / (last - first)
 
 
 def report(

@@ -76,7 +76,6 @@ def rate(workers: int, folder: Path) -> float:
         placement=PreparePlacement(estimate_flow=place),
     )
     dataset = Dataset.open(config.output, kind="flow", config=config, schema_version=FLOW_SCHEMA_VERSION)
-    times = []
     with mock.patch.object(pipeline.prepare, "EstimateFlow", SleepingFlow):
         times = [time.perf_counter() for _ in flow_shards(config, dataset).iter_rows()]
     return (len(times) - workers) / (times[-1] - times[workers - 1])

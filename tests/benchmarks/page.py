@@ -1,4 +1,4 @@
-"""Writes infra/performance.md from the lines that the benchmarks print: `python page.py LINES.jsonl`."""
+"""Writes infra/performance.md from the lines that the benchmarks print, on standard input."""
 
 import json
 import os
@@ -6,11 +6,12 @@ import platform
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 PAGE = Path(__file__).parents[2] / "infra" / "performance.md"
-ORDER = ("flow", "decode", "prepare", "shards", "objective", "train", "merge", "segment", "startup", "growth")
 
 HEAD = """# Performance
 
@@ -18,8 +19,6 @@ HEAD = """# Performance
 ours in one process on the same input, in turns, after checking that the results agree; where there is no reference, the
 value stands alone. Ratios hold on other machines better than seconds do; the machine should do nothing else.
 """
-
-
 COLUMNS = ("| case | measured | value | target | met | details |", "|---|---|---|---|---|---|")
 
 
@@ -43,19 +42,10 @@ def row(line: dict[str, Any]) -> str:
 
 def main() -> None:
     """Reads the lines, writes the page."""
-    lines = [json.loads(line) for line in Path(sys.argv[1]).read_text().splitlines() if line.startswith("{")]
-    found = {line["benchmark"] for line in lines}
+    lines = [json.loads(line) for line in sys.stdin if line.startswith("{")]
     parts = [HEAD, machine(), ""]
-    for name in [*ORDER, *sorted(found - set(ORDER))]:
-        if name in found:
-            parts += [
-                f"## {name}",
-                "",
-                "| case | measured | value | target | met | details |",
-                "|---|---|---|---|---|---|",
-            ]
-            parts += [row(line) for line in lines if line["benchmark"] == name]
-            parts.append("")
+    for name, group in groupby(lines, key=itemgetter("benchmark")):
+        parts += [f"## {name}", "", *COLUMNS, *map(row, group), ""]
     PAGE.write_text("\n".join(parts))
 
 

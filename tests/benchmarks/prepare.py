@@ -12,10 +12,9 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-import numpy as np
 import ray
 import torch
-from common import DATA, report, rounded
+from common import DATA, report, rounded, steady_rates
 from decode import write_video
 
 from pipeline.config import EstimateFlowConfig, PrepareConfig
@@ -51,21 +50,6 @@ def bare(config: PrepareConfig) -> float:
     return frames / (time.perf_counter() - began)
 
 
-def piped(config: PrepareConfig) -> tuple[float, float]:
-    """Frames a second of the pipeline from its first finished unit on, and the busy share of its flow workers."""
-    first = last = busy = 0.0
-    frames = 0
-    for row in flow_shards(config, dataset_of(config)).iter_rows():
-        last = time.perf_counter()
-        if not first:
-            first = last
-            continue
-        frames += row["num_rows"]
-        busy += row["seconds_estimate_flow"]
-    workers = int(ray.cluster_resources()["CPU"])
-    return frames / (last - first), busy / (last - first) / workers
-
-
 def peak_store_bytes(run: Callable[[], Any]) -> tuple[Any, int]:
     """What a run returns, and the most bytes in Ray's object store meanwhile."""
     from ray._private.internal_api import get_memory_info_reply, get_state_from_address
@@ -86,49 +70,46 @@ def peak_store_bytes(run: Callable[[], Any]) -> tuple[Any, int]:
         watcher.join()
 
 
+def measure(estimator: str, folder: Path) -> None:
+    """Three lines for one network on the videos of `folder`."""
+    flow = EstimateFlowConfig(estimator=estimator, weights=WEIGHTS[estimator])
+    alone_config, config = (
+        PrepareConfig(
+            videos=str(folder / "*.mp4"), output=str(folder / f"{estimator}-{name}"), estimate_flow=flow
+        )
+        for name in ("bare", "ray")
+    )
+    alone = bare(alone_config)
+    start_ray(config.placement, config.placement.estimate_flow)
+    units = flow_shards(config, dataset_of(config))
+    (rate, busy), peak = peak_store_bytes(lambda: steady_rates(units.iter_rows(), "seconds_estimate_flow"))
+    cores = int(ray.cluster_resources()["CPU"])
+    shards = [len(list(Path(each.output).glob("shards/*"))) for each in (alone_config, config)]
+    assert shards[0] == shards[1] > 0
+    case = f"{estimator}, {VIDEOS * REPEATS * 50} frames, both gaps"
+    report(
+        "prepare",
+        case,
+        "times the frames/s of a bare loop on the same cores",
+        rate / alone,
+        at_least=0.85,
+        cores=cores,
+        **rounded(bare_frames_per_s=alone, frames_per_s=rate),
+    )
+    report("prepare", case, "busy share of the flow workers", busy / cores)
+    report("prepare", case, "GiB of Ray's object store, at most", peak / 2**30, at_most=1.0)
+
+
 def main() -> None:
     """Prints one JSON line for each target."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--estimators", nargs="+", default=list(WEIGHTS), choices=list(WEIGHTS))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "videos"
-        folder.mkdir()
         for number in range(VIDEOS):
-            write_video(folder / f"{number}.mp4", REPEATS)
+            write_video(Path(temporary) / f"{number}.mp4", REPEATS)
         for estimator in arguments.estimators:
-            flow = EstimateFlowConfig(estimator=estimator, weights=WEIGHTS[estimator])
-
-            def config(name: str, flow: EstimateFlowConfig = flow) -> PrepareConfig:
-                output = str(Path(temporary) / f"{flow.estimator}-{name}")
-                return PrepareConfig(videos=str(folder), output=output, estimate_flow=flow)
-
-            alone = bare(config("bare"))
-            start_ray(config("ray").placement, config("ray").placement.estimate_flow)
-            (rate, busy), peak = peak_store_bytes(lambda: piped(config("ray")))
-            shards = {
-                name: {path.name for path in Path(temporary).glob(f"{estimator}-{name}/shards/*")}
-                for name in ("bare", "ray")
-            }
-            assert len(shards["bare"]) == len(shards["ray"]) > 0
-            case = f"{estimator}, {VIDEOS * REPEATS * 50} frames, both gaps"
-            report(
-                "prepare",
-                case,
-                "times the frames/s of a bare loop on the same cores",
-                rate / alone,
-                at_least=0.85,
-                cores=int(ray.cluster_resources()["CPU"]),
-                **rounded(bare_frames_per_s=alone, frames_per_s=rate),
-            )
-            report("prepare", case, "busy share of the flow workers", busy)
-            report(
-                "prepare",
-                case,
-                "GiB of Ray's object store, at most",
-                float(np.round(peak / 2**30, 3)),
-                at_most=1.0,
-            )
+            measure(estimator, Path(temporary))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import ray
 import torch
-from common import DATA, davis_frames, report, rounded
+from common import DATA, davis_frames, report, rounded, steady_rates
 from merge import spectral
 
 from gwm_model import save_segmenter
@@ -66,20 +66,6 @@ def bare(config: PinnedConfig, card: ModelCard, dataset: Dataset) -> float:
     return images / (time.perf_counter() - began)
 
 
-def piped(config: PinnedConfig, card: ModelCard, dataset: Dataset) -> tuple[float, float]:
-    """Images a second of the pipeline from its first finished unit on, and the busy share of its workers."""
-    first = last = busy = 0.0
-    images = 0
-    for row in mask_shards(config, card, dataset).iter_rows():
-        last = time.perf_counter()
-        if not first:
-            first = last
-            continue
-        images += row["num_rows"]
-        busy += row["seconds_segment_images"]
-    return images / (last - first), busy / (last - first) / int(ray.cluster_resources()["CPU"])
-
-
 @torch.inference_mode()
 def published(model: str, paths: list[Path]) -> float:
     """Images a second of the published evaluation's way."""
@@ -129,7 +115,9 @@ def main() -> None:
         one_by_one = published(str(model), sorted(folder.glob("*.jpg"))[:PUBLISHED_IMAGES])
         alone = bare(configs["bare"], card, datasets["bare"])
         start_ray(configs["ray"].placement, configs["ray"].placement.segment_images)
-        rate, busy = piped(configs["ray"], card, datasets["ray"])
+        units = mask_shards(configs["ray"], card, datasets["ray"])
+        rate, busy = steady_rates(units.iter_rows(), "seconds_segment_images")
+        cores = int(ray.cluster_resources()["CPU"])
         masks = {
             name: sorted(path.stat().st_size for path in (Path(temporary) / name).glob("shards/*"))
             for name in ("bare", "ray")
@@ -143,10 +131,10 @@ def main() -> None:
             "times the images/s of a bare batched loop on the same cores",
             rate / alone,
             at_least=0.85,
-            cores=int(ray.cluster_resources()["CPU"]),
+            cores=cores,
             **details,
         )
-        report("segment", case, "busy share of the workers", busy)
+        report("segment", case, "busy share of the workers", busy / cores)
         report(
             "segment",
             f"K = {REGIONS}",

@@ -14,26 +14,22 @@ from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
+import pyarrow.parquet as pq
 import torch
 from common import DATA, davis_frames, read_frames, report
+from flow_data import Clip, write_flow_dataset
 from torch.utils.data import DataLoader
 
 from gwm_model.optical_flow import load_flow_estimator
-from pipeline.config import EstimateFlowConfig, PrepareConfig
-from pipeline.dataset import Dataset
 from pipeline.flow_dataset import FrameReader, open_flow_dataset
-from pipeline.records import FLOW_SCHEMA_VERSION, decode_flow, encode_flow, flow_parquet_options
+from pipeline.records import decode_flow, encode_flow
 from pipeline.sample_cache import Sample, SampleCache
-from pipeline.stages.write_flow_shard import flow_shard
 
 SEQUENCES, FRAMES, GAPS = ("blackswan", "dog", "parkour"), 8, (1, -1)
 HEIGHT_PX, WIDTH_PX = 240, 432
 MASK_SIZE = (128, 224)
 EPOCHS, WORKERS = 20, 2
 FLO_MAGIC = np.float32(202021.25)
-
-Flow = npt.NDArray[np.float32]
 
 
 class Published(torch.utils.data.Dataset[Any]):
@@ -60,65 +56,33 @@ def resized(maps: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.interpolate(maps[None], MASK_SIZE, mode="bilinear", antialias=True)[0]
 
 
-def real_flow() -> tuple[npt.NDArray[np.uint8], dict[int, Flow], npt.NDArray[np.bool_]]:
-    """Frames [N, H, W, 3], flow [N, 2, H, W] by gap, and whether each frame has both."""
+def real_flow() -> list[Clip]:
+    """Clips of DAVIS frames with RAFT's flow."""
     estimator = load_flow_estimator("raft_large", str(DATA / "weights/raft-sintel-fp16.pth"))
-    frames, flows = [], []
+    clips = []
     for sequence in SEQUENCES:
-        clip = read_frames(davis_frames(sequence, FRAMES + 2), HEIGHT_PX, WIDTH_PX)
-        found = estimator(
-            torch.from_numpy(clip).permute(0, 3, 1, 2).contiguous(), GAPS, start=1, stop=FRAMES + 1
-        )
-        frames.append(clip[1:-1])
-        flows.append({gap: flow.numpy() for gap, flow in found.items()})
-    whole = {gap: np.concatenate([flow[gap] for flow in flows]) for gap in GAPS}
-    return np.concatenate(frames), whole, np.ones(len(SEQUENCES) * FRAMES, np.bool_)
+        frames = read_frames(davis_frames(sequence, FRAMES + 2), HEIGHT_PX, WIDTH_PX)
+        channels_first = torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
+        flows = estimator(channels_first, GAPS, start=1, stop=FRAMES + 1)
+        clips.append((frames[1:-1], {gap: flow.numpy() for gap, flow in flows.items()}))
+    return clips
 
 
-def write_published(folder: Path, frames: npt.NDArray[np.uint8], flows: dict[int, Flow]) -> int:
+def write_published(folder: Path, clips: list[Clip]) -> int:
     """Writes the published layout; returns the bytes of its .flo files."""
-    for number, frame in enumerate(frames):
-        cv2.imwrite(str(folder / f"{number}.jpg"), frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
-        for gap, flow in flows.items():
-            with (folder / f"{number}_{gap}.flo").open("wb") as file:
-                file.write(FLO_MAGIC.tobytes() + np.array([WIDTH_PX, HEIGHT_PX], np.int32).tobytes())
-                file.write(flow[number].transpose(1, 2, 0).tobytes())
+    header = FLO_MAGIC.tobytes() + np.array([WIDTH_PX, HEIGHT_PX], np.int32).tobytes()
+    for clip, (frames, flows) in enumerate(clips):
+        for index, frame in enumerate(frames):
+            number = clip * FRAMES + index
+            cv2.imwrite(str(folder / f"{number}.jpg"), frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
+            for gap, flow in flows.items():
+                pixels = flow[index].transpose(1, 2, 0).tobytes()
+                (folder / f"{number}_{gap}.flo").write_bytes(header + pixels)
     return sum(path.stat().st_size for path in folder.glob("*.flo"))
-
-
-def write_shards(folder: Path, frames: npt.NDArray[np.uint8], flows: dict[int, Flow]) -> int:
-    """Writes our layout; returns the bytes of the flow columns."""
-    config = PrepareConfig(videos="unused", output=str(folder), estimate_flow=EstimateFlowConfig(gaps=GAPS))
-    dataset = Dataset.open(str(folder), kind="flow", config=config, schema_version=FLOW_SCHEMA_VERSION)
-    entries = []
-    for clip in range(len(SEQUENCES)):
-        of_clip = slice(clip * FRAMES, (clip + 1) * FRAMES)
-        row: dict[str, Any] = {
-            "source": SEQUENCES[clip],
-            "frames": frames[of_clip].transpose(0, 3, 1, 2),
-            "frame_index": list(range(FRAMES)),
-            "pts_s": [float(number) for number in range(FRAMES)],
-            "weights_sha256": "",
-            "stored_height_px": HEIGHT_PX,
-            "stored_width_px": WIDTH_PX,
-            "source_height_px": 480,
-            "source_width_px": 854,
-        }
-        for gap in GAPS:
-            name = f"{'p' if gap > 0 else 'm'}{abs(gap)}"
-            row |= {
-                f"flow_{name}": encode_flow(flows[gap][of_clip]),
-                f"has_flow_{name}": np.ones(FRAMES, bool),
-            }
-        entries.append(dataset.write_shard(f"{clip}", flow_shard(row, config), **flow_parquet_options(GAPS)))
-    dataset.write_manifest(entries)
-    return flow_bytes(folder)
 
 
 def flow_bytes(folder: Path) -> int:
     """Compressed bytes of the flow columns of all shards."""
-    import pyarrow.parquet as pq
-
     total = 0
     for path in folder.glob("shards/*.parquet"):
         described = pq.ParquetFile(path).metadata
@@ -140,17 +104,27 @@ def rate(samples: Iterable[object]) -> float:
 
 def main() -> None:
     """Prints one JSON line for each target."""
-    frames, flows, _ = real_flow()
+    clips = real_flow()
+    count = len(clips) * FRAMES
     with tempfile.TemporaryDirectory() as temporary:
         published, ours = Path(temporary) / "published", Path(temporary) / "ours"
         published.mkdir()
-        flo_bytes = write_published(published, frames, flows)
-        our_bytes = write_shards(ours, frames, flows)
+        flo_bytes = write_published(published, clips)
+        write_flow_dataset(ours, clips)
         case = f"DAVIS, RAFT, {HEIGHT_PX} x {WIDTH_PX}"
-        report("shards", case, "flow, bytes of the same in .flo files", our_bytes / flo_bytes, at_most=0.15)
+        report(
+            "shards",
+            case,
+            "flow, bytes of the same in .flo files",
+            flow_bytes(ours) / flo_bytes,
+            at_most=0.15,
+        )
         reader = FrameReader(open_flow_dataset(str(ours)))
-        stored = np.concatenate([decode_flow(encode_flow(flow)) for flow in flows.values()])
-        error_px = np.abs(stored - np.concatenate(list(flows.values()))).max()
+        error_px = max(
+            np.abs(decode_flow(encode_flow(flow)) - flow).max()
+            for _, flows in clips
+            for flow in flows.values()
+        )
         report("shards", case, "largest error, px", float(error_px), at_most=1 / 128)
 
         def sample(number: int) -> Sample:
@@ -162,11 +136,11 @@ def main() -> None:
             return Sample(image.byte().numpy(), [], flow.half().numpy(), frame.has_flow)
 
         torch.set_num_threads(1)
-        cache = SampleCache(Path(temporary) / "cache", len(frames), 2**30)
-        numbers = [number % len(frames) for number in range(len(frames) * EPOCHS)]
+        cache = SampleCache(Path(temporary) / "cache", count, 2**30)
+        numbers = [number % count for number in range(count * EPOCHS)]
         rates: dict[str, list[float]] = {"published": [], "shards": [], "kept": []}
         for _ in range(3):
-            loader = DataLoader(Published(published, len(frames)), batch_size=8, num_workers=WORKERS)
+            loader = DataLoader(Published(published, count), batch_size=8, num_workers=WORKERS)
             rates["published"].append(8 * rate(loader))
             with ThreadPoolExecutor(WORKERS) as pool:
                 rates["shards"].append(rate(pool.map(sample, numbers)))
