@@ -17,6 +17,8 @@ BORDER_PX = 2
 BORDER_SHARE = 0.3
 """A side whose strip holds more than this mean probability counts as fully covered."""
 TIE = 1e-9
+CUT_TIE = 1e-6
+"""Cuts closer than this are equal: what is above lies within the rounding of float32 sums."""
 
 
 def bipartitions(num_regions: int, device: torch.device | str = "cpu") -> Int64[Tensor, "P K"]:
@@ -53,9 +55,9 @@ def merge_regions(
         video_ids: images with the same id are one video: described together, they share their labels.
     """
     splits = bipartitions(masks.shape[1], masks.device)
-    group, num_groups = _groups(masks.shape[0], video_ids, masks.device)
     descriptors, area = _describe(masks, features)
-    descriptors, area = _pool(descriptors, group, num_groups), _pool(area, group, num_groups)
+    group = _groups(video_ids)
+    descriptors, area = _pool(descriptors, group), _pool(area, group)
     present = area > EMPTY_AREA
     direction = descriptors / descriptors.norm(dim=-1, keepdim=True).clamp_min(1e-12)
     affinity = (direction @ direction.transpose(1, 2)).clamp_min(MIN_AFFINITY)
@@ -63,7 +65,7 @@ def merge_regions(
     costs = normalized_cut(affinity, splits)
     moves_empty = (splits[None].bool() & ~present[:, None, :]).any(-1)
     costs = costs.masked_fill(moves_empty, torch.inf)
-    return splits[_first_minimum(costs)][group]
+    return _spread(splits[_first_minimum(costs)], group)
 
 
 def normalized_cut(affinity: Float[Tensor, "V K K"], splits: Int64[Tensor, "P K"]) -> Float[Tensor, "V P"]:
@@ -73,7 +75,7 @@ def normalized_cut(affinity: Float[Tensor, "V K K"], splits: Int64[Tensor, "P K"
     """
     side = splits.to(affinity.dtype)
     degree = affinity.sum(-1)
-    cut = torch.einsum("pi,vij,pj->vp", side, affinity, 1 - side)
+    cut = ((side @ affinity) * (1 - side)).sum(-1)
     assoc1 = degree @ side.T
     assoc0 = degree @ (1 - side).T
     valid = (assoc0 > 0) & (assoc1 > 0)
@@ -99,14 +101,13 @@ def choose_foreground(
     """
     side1 = foreground_probability(masks, labels, torch.ones_like(labels[:, 0])).double()
     total = masks.sum(1).double()
-    group, num_groups = _groups(masks.shape[0], video_ids, masks.device)
-    evidence = _border_evidence(side1) - _border_evidence(total - side1)
-    decided = _pool(evidence, group, num_groups)
+    group = _groups(video_ids)
+    decided = _pool(_border_evidence(side1) - _border_evidence(total - side1), group)
     decided = torch.where(decided.abs() > TIE, decided, 0)
     first, second, third = decided.unbind(-1)
     lead = torch.where(first != 0, first, torch.where(second != 0, second, third))
     background = (lead > 0).long()
-    return (1 - background)[group]
+    return _spread(1 - background, group)
 
 
 def foreground_probability(
@@ -120,10 +121,17 @@ def foreground_probability(
 def _describe(
     masks: Float[Tensor, "B K H W"], features: Float[Tensor, "B C h w"]
 ) -> tuple[Float[Tensor, "B K C"], Float[Tensor, "B K"]]:
-    """Probability-weighted sums of the features (only the direction matters) and area fractions."""
-    height, width = features.shape[-2:]
-    weights = F.adaptive_avg_pool2d(masks.double(), (height, width)).flatten(2)
-    return weights @ features.double().flatten(2).transpose(1, 2), weights.mean(-1)
+    """Probability-weighted sums of the features (only the direction matters) and area fractions, in float64.
+
+    The sums themselves are taken in float32: in float64 they are nearly all of the time that merging takes.
+    """
+    rows, columns = (
+        F.adaptive_avg_pool1d(torch.eye(size, device=masks.device), cells)
+        for size, cells in zip(masks.shape[-2:], features.shape[-2:], strict=True)
+    )
+    weights = (rows.T @ masks.float() @ columns).flatten(2)  # adaptive_avg_pool2d, in half of its time
+    sums = weights @ features.float().flatten(2).transpose(1, 2)
+    return sums.double(), weights.double().mean(-1)
 
 
 def _border_evidence(probability: Float[Tensor, "B H W"]) -> Float[Tensor, "B 3"]:
@@ -135,27 +143,27 @@ def _border_evidence(probability: Float[Tensor, "B H W"]) -> Float[Tensor, "B 3"
     return torch.stack([covered.sum(-1), means.sum(-1), probability.mean((1, 2))], dim=-1)
 
 
-def _groups(
-    num_images: int, video_ids: Int64[Tensor, " B"] | None, device: torch.device
-) -> tuple[Int64[Tensor, " B"], int]:
-    """The decision each image belongs to, and the number of decisions."""
-    if video_ids is None:
-        return torch.arange(num_images, device=device), num_images
-    unique, group = torch.unique(video_ids.to(device), return_inverse=True)
-    return group, len(unique)
+def _groups(video_ids: Int64[Tensor, " B"] | None) -> Int64[Tensor, " B"] | None:
+    """The number of the decision, from 0 on, that each image belongs to; none if each has its own."""
+    return None if video_ids is None else torch.unique(video_ids, return_inverse=True)[1]
 
 
-def _pool(
-    values: Float[Tensor, "B *rest"], group: Int64[Tensor, " B"], num_groups: int
-) -> Float[Tensor, "V *rest"]:
+def _pool(values: Float[Tensor, "B *rest"], group: Int64[Tensor, " B"] | None) -> Float[Tensor, "V *rest"]:
     """Means over the images of each group, as a matrix product: always added in the same order."""
-    member = F.one_hot(group, num_groups).to(values.dtype)
-    return ((member / member.sum(0)).T @ values.flatten(1)).view(num_groups, *values.shape[1:])
+    if group is None:
+        return values
+    member = F.one_hot(group).to(values)
+    return ((member / member.sum(0)).T @ values.flatten(1)).unflatten(1, values.shape[1:])
+
+
+def _spread(decided: Int64[Tensor, "V *rest"], group: Int64[Tensor, " B"] | None) -> Int64[Tensor, "B *rest"]:
+    """Each image's row of its group's decision."""
+    return decided if group is None else decided[group]
 
 
 def _first_minimum(costs: Float[Tensor, "V P"]) -> Int64[Tensor, " V"]:
     """Index of the lowest cost; of costs equal up to rounding, the first."""
     lowest = costs.amin(1, keepdim=True)
-    is_lowest = (costs <= lowest + TIE) | (costs == lowest)
+    is_lowest = (costs <= lowest + CUT_TIE) | (costs == lowest)
     index = torch.arange(costs.shape[1], device=costs.device)
     return torch.where(is_lowest, index, costs.shape[1]).amin(1)

@@ -17,10 +17,8 @@ import typer
 
 from pipeline.config import EvaluateConfig, PrepareConfig, SegmentConfig, TrainConfig
 from pipeline.errors import GwmError
-from pipeline.load_config import config_yaml, load_config
 from pipeline.local_ray import keep_ray_to_this_machine
 from pipeline.progress import say
-from pipeline.summary import show_summary, version
 
 T = TypeVar("T")
 
@@ -52,6 +50,8 @@ def options(
 ) -> int:
     """Object segmentation learned from unlabelled video."""
     if show_version:
+        from pipeline.summary import version
+
         sys.stdout.write(f"gwm {version()}\n")
     elif context.invoked_subcommand is None:
         sys.stdout.write(context.get_help() + "\n")
@@ -186,12 +186,15 @@ def _run_page(
     print_config: bool,
     dry_run: bool,
 ) -> int:
+    from pipeline.load_config import config_yaml, load_config
+
     if print_config:
         sys.stdout.write(config_yaml(cls, path, words))
         return DONE
     config = load_config(cls, path, words)
     if dry_run:
         from pipeline.dry_run import describe
+        from pipeline.summary import show_summary
 
         show_summary(describe(config), None)
         return DONE

@@ -4,14 +4,13 @@ import json
 import sys
 import time
 from types import TracebackType
-
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as RichProgress
+from typing import TYPE_CHECKING
 
 from pipeline.errors import printable
 from pipeline.storage_errors import without_secrets
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -35,21 +34,12 @@ class Progress:
         self._began = time.monotonic()
         self._last_line = self._began
         self._printed = -1
-        self._bar: RichProgress | None = None
+        self._bar: "RichProgress | None" = None
 
     def __enter__(self) -> "Progress":
-        console = Console(stderr=True)
         self._began = self._last_line = time.monotonic()
-        if console.is_terminal:
-            self._bar = RichProgress(
-                SpinnerColumn(),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.description}"),
-                TimeElapsedColumn(),
-                console=console,
-                transient=True,
-            )
+        self._bar = _bar_on_terminal()
+        if self._bar is not None:
             self._task = self._bar.add_task(self._unit, total=self._total)
             self._bar.start()
         return self
@@ -84,5 +74,25 @@ class Progress:
         self._printed = self._done
 
 
+def _bar_on_terminal() -> "RichProgress | None":
+    """A bar where stderr is a terminal. Imported here: whoever only says a sentence does not wait for rich."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as RichProgress
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        return None
+    return RichProgress(
+        SpinnerColumn(),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}", markup=False),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
+
+
 def _short(value: Field) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else escape(printable(str(value)))
+    return f"{value:.4g}" if isinstance(value, float) else printable(str(value))

@@ -48,7 +48,9 @@ def main() -> None:
     )
     masks = logits.softmax(1)
     features = torch.nn.functional.interpolate(torch.randn(BATCH, CHANNELS, 4, 7), (18, 32), mode="bilinear")
-    compared = side_by_side(lambda: spectral(masks, features), lambda: merge_regions(masks, features))
+    compared = side_by_side(
+        lambda: spectral(masks, features), lambda: merge_regions(masks, features), rounds=9
+    )
     affinity = affinities(masks, features)
     excess = cost(affinity, compared.result) - cost(affinity, compared.expected)
     lowest = normalized_cut(affinity, bipartitions(REGIONS)).amin(1)
