@@ -34,7 +34,7 @@ class Progress:
         self._began = time.monotonic()
         self._last_line = self._began
         self._printed = -1
-        self._bar: "RichProgress | None" = None
+        self._bar: RichProgress | None = None
 
     def __enter__(self) -> "Progress":
         self._began = self._last_line = time.monotonic()

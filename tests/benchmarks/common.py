@@ -55,18 +55,15 @@ def side_by_side(
 def steady_rates(units: Iterable[Mapping[str, Any]], seconds: str) -> tuple[float, float]:
     """Rows a second of a pipeline's finished units, and how many of its workers compute at a time.
 
-    Counted from the first finished unit on, so that the start of the workers does not count. `seconds` names the
-    column with the time that a worker computed for the unit.
+    Counted from the time when the first finished unit came to its worker, so that starting Ray and the workers does
+    not count. `seconds` names the column with the time that a worker computed for the unit.
     """
-    first = last = busy = 0.0
-    rows = 0
-    for unit in units:
-        last = time.perf_counter()
-        if first:
-            rows += unit["num_rows"]
-            busy += unit[seconds]
-        first = first or last
-    return rows / (last - first), busy / (last - first)
+    done = [(time.perf_counter(), unit) for unit in units]
+    began = done[0][0] - done[0][1][seconds]
+    elapsed = done[-1][0] - began
+    return sum(unit["num_rows"] for _, unit in done) / elapsed, sum(
+        unit[seconds] for _, unit in done
+    ) / elapsed
 
 
 def report(

@@ -1,7 +1,7 @@
 """gwm prepare as a pipeline, against a bare loop of decoding, flow and shards in one process on the same cores.
 
-The pipeline's start-up does not count: its frames are counted from the first finished unit on. Prints the share of
-time in which the flow workers compute, and the most memory that Ray's object store held.
+The pipeline's start-up does not count. Prints the share of time in which the flow workers compute, and the most memory
+that Ray's object store held.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import torch
 from common import DATA, report, rounded, steady_rates
 from decode import write_video
 
-from pipeline.config import EstimateFlowConfig, PrepareConfig
+from pipeline.config import DecodeConfig, EstimateFlowConfig, PrepareConfig
 from pipeline.dataset import Dataset
 from pipeline.placement import start_ray
 from pipeline.prepare import flow_shards, videos_of
@@ -75,7 +75,10 @@ def measure(estimator: str, folder: Path) -> None:
     flow = EstimateFlowConfig(estimator=estimator, weights=WEIGHTS[estimator])
     alone_config, config = (
         PrepareConfig(
-            videos=str(folder / "*.mp4"), output=str(folder / f"{estimator}-{name}"), estimate_flow=flow
+            videos=str(folder / "*.mp4"),
+            output=str(folder / f"{estimator}-{name}"),
+            decode=DecodeConfig(height_px=240, clip_frames=16),
+            estimate_flow=flow,
         )
         for name in ("bare", "ray")
     )

@@ -1,7 +1,8 @@
 """gwm segment as a pipeline, against a bare batched loop, and against the published way of one frame after the other.
 
 The published evaluation runs the segmenter on single frames, a second network (ViT-S/8 with patches every 4 px) for
-the features that merge its regions, and scikit-learn's spectral clustering. It is given the same segmenter here.
+the features that merge its regions, taken to the masks' resolution, and scikit-learn's spectral clustering. It is given
+the same segmenter here.
 """
 
 import tempfile
@@ -14,7 +15,7 @@ import numpy as np
 import ray
 import torch
 from common import DATA, davis_frames, report, rounded, steady_rates
-from merge import spectral
+from merge import published as published_merging
 
 from gwm_model import save_segmenter
 from gwm_model.backbone import load_backbone
@@ -88,7 +89,7 @@ def published(model: str, paths: list[Path]) -> float:
         masks, _ = regions_of.regions(torch.from_numpy(small.transpose(2, 0, 1).copy())[None])
         for_merging = cv2.resize(image, (224, 128), interpolation=cv2.INTER_AREA)
         pixels = torch.from_numpy(for_merging.transpose(2, 0, 1).copy())[None].float() / 255
-        labels = spectral(masks, vit(pixels)[-1])
+        labels = published_merging(masks, vit(pixels)[-1])
         object_is = choose_foreground(masks, labels)
         probability = foreground_probability(masks, labels, object_is)
         encode_mask((upsample(probability, height, width)[0] > 0.5).numpy())

@@ -97,6 +97,23 @@ def test_a_frame_passes_the_frozen_backbone_once(
     assert repeated <= 6  # the pictures of the last step look at the frames anew
 
 
+def test_bfloat16_learns_as_float32_does(
+    train_config: TrainConfig, maskformer: SegmenterConfig, one_process
+) -> None:
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        config = replace(
+            train_config,
+            segmenter=maskformer,
+            precision=precision,
+            output=f"{train_config.output}-{precision}",
+        )
+        events = one_process.train(config)
+        losses[precision] = [event["values"]["loss"] for event in events if "values" in event]
+    assert losses["bfloat16"] != losses["float32"]  # the networks did run in it
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.05)
+
+
 def test_training_leaves_a_segmenter_losses_and_pictures(train_config: TrainConfig, one_process) -> None:
     events = one_process.train(train_config)
     assert [event["step"] for event in events if "picture" in event] == [6, 12]
