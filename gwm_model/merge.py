@@ -153,7 +153,7 @@ def _pool(values: Float[Tensor, "B *rest"], group: Int64[Tensor, " B"] | None) -
     if group is None:
         return values
     member = F.one_hot(group).to(values)
-    return ((member / member.sum(0)).T @ values.flatten(1)).unflatten(1, values.shape[1:])
+    return ((member / member.sum(0)).T @ values.flatten(1)).view(-1, *values.shape[1:])
 
 
 def _spread(decided: Int64[Tensor, "V *rest"], group: Int64[Tensor, " B"] | None) -> Int64[Tensor, "B *rest"]:

@@ -1,7 +1,6 @@
 """gwm prepare: videos -> flow shards, with Ray Data."""
 
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -15,10 +14,10 @@ from pipeline.listing import each_of_page, listed
 from pipeline.load_config import NOT_PART_OF_A_RESULT, fingerprint
 from pipeline.placement import actor_pool, start_ray, tasks, torch_device, torch_threads, unwrap
 from pipeline.progress import Progress, say
-from pipeline.records import FLOW_SCHEMA_VERSION, Row
+from pipeline.records import FLOW_SCHEMA_VERSION
 from pipeline.stages.decode_clip import decode_clip
 from pipeline.stages.estimate_flow import EstimateFlow, load_estimator, with_absolute_weights
-from pipeline.stages.plan_clips import plan_clips
+from pipeline.stages.plan_clips import plan_clips, videos_of
 from pipeline.stages.write_flow_shard import write_flow_shard
 from pipeline.summary import show_summary, write_summary
 from pipeline.tracking import Tracker
@@ -78,8 +77,3 @@ def flow_shards(config: PrepareConfig, dataset: Dataset) -> ray.data.Dataset:
         .map(EstimateFlow, fn_constructor_kwargs=network, **actor_pool(flow))  # type: ignore[arg-type]
         .map(write, **tasks(at.write_flow_shard))  # 1:1, bound by storage; leaves one summary row a clip
     )
-
-
-def videos_of(spec: str) -> Iterator[Row]:
-    """The videos as rows."""
-    return map(asdict, find_videos(spec))

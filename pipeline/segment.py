@@ -1,7 +1,6 @@
 """gwm segment: images or videos and a segmenter -> mask shards, with Ray Data."""
 
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -18,9 +17,8 @@ from pipeline.masks import MASK_SCHEMA_VERSION
 from pipeline.model_card import ModelCard, PinnedConfig, pin, with_absolute_paths
 from pipeline.placement import actor_pool, start_ray, tasks, torch_device, torch_threads, unwrap
 from pipeline.progress import Progress
-from pipeline.records import Row
 from pipeline.stages.load_chunk import load_chunk
-from pipeline.stages.plan_chunks import group_inputs, plan_chunks
+from pipeline.stages.plan_chunks import inputs_of, plan_chunks
 from pipeline.stages.segment_images import SegmentImages
 from pipeline.stages.write_mask_shard import write_mask_shard
 from pipeline.summary import show_summary, write_summary
@@ -79,8 +77,3 @@ def mask_shards(config: PinnedConfig, card: ModelCard, dataset: Dataset) -> ray.
         .map(SegmentImages, fn_constructor_kwargs=network, **actor_pool(place))  # type: ignore[arg-type]
         .map(write, **tasks(at.write_mask_shard))  # 1:1, bound by storage; leaves one summary row a chunk
     )
-
-
-def inputs_of(spec: str, chunk_images: int) -> Iterator[Row]:
-    """The videos and the images, some together, as rows."""
-    return group_inputs(find_images(spec), chunk_images)

@@ -12,13 +12,18 @@ from pipeline.contained import contained
 from pipeline.dataset import Dataset, unit_id
 from pipeline.errors import GwmError
 from pipeline.frames import stamps
-from pipeline.inputs import Source, frame_urls
+from pipeline.inputs import Source, find_images, frame_urls
 from pipeline.masks import NUM_ERRORS
 from pipeline.model_card import anchor_positions
 from pipeline.records import Row
 from pipeline.stages.failure import failed_row
 from pipeline.stages.plan_clips import check_size, clip_spans
 from pipeline.video import VideoIndex, probe
+
+
+def inputs_of(spec: str, chunk_images: int) -> Iterator[Row]:
+    """The videos and the images of `images=`, some images together, as rows for `plan_chunks`."""
+    return group_inputs(find_images(spec), chunk_images)
 
 
 def group_inputs(sources: Iterable[Source], chunk_images: int) -> Iterator[Row]:

@@ -2,7 +2,8 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +13,15 @@ from pipeline.config import DecodeConfig, DecodeLimits, PrepareConfig
 from pipeline.contained import contained
 from pipeline.dataset import Dataset, unit_id
 from pipeline.errors import GwmError, UnitError
-from pipeline.inputs import Source, frame_urls
+from pipeline.inputs import Source, find_videos, frame_urls
 from pipeline.records import Row
 from pipeline.stages.failure import failed_row
 from pipeline.video import VideoIndex, fitted_size, kept_frames, probe
+
+
+def videos_of(spec: str) -> Iterator[Row]:
+    """Return the videos of `videos=` as rows, for `plan_clips`."""
+    return map(asdict, find_videos(spec))
 
 
 def plan_clips(row: Row, config: PrepareConfig, dataset: Dataset, fingerprint: str) -> list[Row]:

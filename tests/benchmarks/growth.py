@@ -27,10 +27,11 @@ from pipeline.config import DecodeConfig, EstimateFlowConfig, PrepareConfig, Pre
 from pipeline.dataset import Dataset
 from pipeline.listing import each_of_page, listed
 from pipeline.placement import start_ray, tasks
-from pipeline.prepare import flow_shards, videos_of
+from pipeline.prepare import flow_shards
 from pipeline.records import FLOW_SCHEMA_VERSION, Row
-from pipeline.segment import inputs_of
 from pipeline.stages.estimate_flow import stored_flow
+from pipeline.stages.plan_chunks import inputs_of
+from pipeline.stages.plan_clips import videos_of
 
 CLIP_S = 2.0
 VIDEOS, IMAGES = 1_000_000, 5_000_000

@@ -20,11 +20,11 @@ from decode import write_video
 from pipeline.config import DecodeConfig, EstimateFlowConfig, PrepareConfig
 from pipeline.dataset import Dataset
 from pipeline.placement import start_ray
-from pipeline.prepare import flow_shards, videos_of
+from pipeline.prepare import flow_shards
 from pipeline.records import FLOW_SCHEMA_VERSION
 from pipeline.stages.decode_clip import decode_clip
 from pipeline.stages.estimate_flow import EstimateFlow
-from pipeline.stages.plan_clips import plan_clips
+from pipeline.stages.plan_clips import plan_clips, videos_of
 from pipeline.stages.write_flow_shard import write_flow_shard
 
 VIDEOS, REPEATS = 4, 2

@@ -28,9 +28,9 @@ from pipeline.inference import RegionModel, read_model_card, upsample
 from pipeline.masks import MASK_SCHEMA_VERSION, encode_mask
 from pipeline.model_card import ModelCard, PinnedConfig, pin
 from pipeline.placement import start_ray
-from pipeline.segment import inputs_of, mask_shards
+from pipeline.segment import mask_shards
 from pipeline.stages.load_chunk import load_chunk
-from pipeline.stages.plan_chunks import plan_chunks
+from pipeline.stages.plan_chunks import inputs_of, plan_chunks
 from pipeline.stages.segment_images import SegmentImages
 from pipeline.stages.write_mask_shard import write_mask_shard
 
