@@ -1,9 +1,18 @@
 """Scores of masks against ground truth."""
 
+import math
+from collections.abc import Sequence
+
+import cv2
 import numpy as np
 import numpy.typing as npt
 
 Mask = npt.NDArray[np.bool_]
+
+RECALLED = 0.5
+"""A frame above this score counts as found."""
+CONTOUR_REACH = 0.008
+"""Share of the image's diagonal by which a contour may be off."""
 
 
 def jaccard(prediction: Mask, truth: Mask, *, both_empty: float = 1.0) -> float:
@@ -25,6 +34,56 @@ def jaccard(prediction: Mask, truth: Mask, *, both_empty: float = 1.0) -> float:
     return np.count_nonzero(prediction & truth) / union
 
 
+def boundary_f(prediction: Mask, truth: Mask) -> float:
+    """F: precision and recall of the contours' pixels [H, W], harmonic mean in [0, 1] (Perazzi, CVPR 2016).
+
+    A contour's pixel is found where the other contour has one within 0.8 % of the image's diagonal.
+
+    Raises:
+        ValueError: the sizes differ.
+    """
+    if prediction.shape != truth.shape:
+        raise ValueError(f"a mask of {prediction.shape} pixels cannot be compared with one of {truth.shape}")
+    found, wanted = _contour(prediction), _contour(truth)
+    if not found.any() or not wanted.any():
+        return float(found.any() == wanted.any())
+    reach_px = math.ceil(CONTOUR_REACH * math.hypot(*truth.shape))
+    precision = np.count_nonzero(found & _dilated(wanted, reach_px)) / np.count_nonzero(found)
+    recall = np.count_nonzero(wanted & _dilated(found, reach_px)) / np.count_nonzero(wanted)
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def recall(scores: Sequence[float]) -> float:
+    """The share of a sequence's frames with a score above 0.5."""
+    return float(np.mean(np.asarray(scores) > RECALLED))
+
+
+def decay(scores: Sequence[float]) -> float:
+    """How much a sequence loses: the mean of its first quarter less that of its last.
+
+    Quarters as in the DAVIS toolkit, which share the frame between them; 0 for a single frame.
+    """
+    ends = np.round(np.linspace(1, len(scores), 5) + 1e-10).astype(int) - 1
+    first, last = scores[ends[0] : ends[1] + 1], scores[ends[3] : ends[4] + 1]
+    return float(np.mean(first) - np.mean(last))
+
+
 def binary_mask(image: npt.NDArray[np.uint8]) -> Mask:
     """The foreground of a stored mask: above 128 where 255 occurs (antialiased 0/255), else above 0 (0/1)."""
     return image > 128 if image.max(initial=0) == 255 else image > 0
+
+
+def _contour(mask: Mask) -> Mask:
+    """Pixels that differ from their right, lower or lower right neighbour."""
+    padded = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
+    here = padded[:-1, :-1]
+    contour: Mask = (here != padded[:-1, 1:]) | (here != padded[1:, :-1]) | (here != padded[1:, 1:])
+    return contour
+
+
+def _dilated(mask: Mask, radius_px: int) -> Mask:
+    """Pixels within a distance of the mask's."""
+    offsets = np.arange(-radius_px, radius_px + 1)
+    disk = (offsets[:, None] ** 2 + offsets**2 <= radius_px**2).astype(np.uint8)
+    dilated: Mask = cv2.dilate(mask.astype(np.uint8), disk).astype(np.bool_)
+    return dilated

@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
@@ -14,6 +14,7 @@ from rich.table import Table
 
 from pipeline.errors import printable
 from pipeline.layouts import GroundTruth, dataset_mean
+from pipeline.metrics import decay, recall
 from pipeline.records import Row
 from pipeline.stages.score_sequence import MODEL_PROTOCOLS
 
@@ -23,24 +24,29 @@ SCORE_SCHEMA = pa.schema(
         pa.field("frame_index", pa.int32(), nullable=False),
         pa.field("frame", pa.string(), nullable=False),
         pa.field("j", pa.float64(), nullable=False),
+        pa.field("f", pa.float64(), nullable=False),
     ]
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProtocolScores:
-    """Means of J under one protocol, in [0, 1]."""
+    """Means under one protocol, in [0, 1], over sequences or frames as the data set has it."""
 
     j_mean: float
     sequences: Mapping[str, float]
+    """Mean J by sequence."""
     num_frames: Mapping[str, int]
     """Frames that count, by sequence."""
+    statistics: Mapping[str, float]
+    """`j_recall`, `j_decay`, and where contours were scored `f_mean`, `f_recall`, `f_decay`: means over sequences."""
 
 
 def score_table(rows: Iterable[Row], protocol: str) -> pa.Table:
-    """scores.parquet: sequence, frame_index, frame, j and a model's other protocols; sorted, one row a frame.
+    """scores.parquet: sequence, frame_index, frame, j, f and a model's other protocols; sorted, one row a frame.
 
-    `j` is the score under `protocol`, not a number for a frame that the protocol leaves out.
+    `j` and `f` are the scores under `protocol`, not a number for a frame that the protocol leaves out; `paper` and
+    `oracle` choose by J and have no `f`.
     """
     frames = sorted(chain.from_iterable(_frames(row, protocol) for row in rows), key=_frame_key)
     extra = sorted({name for frame in frames for name in frame} - set(SCORE_SCHEMA.names))
@@ -50,8 +56,8 @@ def score_table(rows: Iterable[Row], protocol: str) -> pa.Table:
 def protocol_means(scores: pa.Table, truth: GroundTruth, protocol: str) -> dict[str, ProtocolScores]:
     """Means under every protocol that was scored, the asked one first."""
     scored = [name for name in MODEL_PROTOCOLS if f"j_{name}" in scores.column_names and name != protocol]
-    columns = {protocol: "j"} | {name: f"j_{name}" for name in scored}
-    return {name: _means(scores, truth, column) for name, column in columns.items()}
+    columns = {protocol: ""} | {name: f"_{name}" for name in scored}
+    return {name: _means(scores, truth, suffix) for name, suffix in columns.items()}
 
 
 def screen_table(truth: GroundTruth, means: Mapping[str, ProtocolScores]) -> Table:
@@ -81,6 +87,7 @@ def score_summary(means: Mapping[str, ProtocolScores], truth: GroundTruth) -> di
         "dataset": truth.dataset,
         "protocol": protocol,
         "j_mean": asked.j_mean,
+        **asked.statistics,
         "sequences": dict(asked.sequences),
         "frames": sum(asked.num_frames.values()),
         "missing_sequences": list(truth.missing),
@@ -89,9 +96,10 @@ def score_summary(means: Mapping[str, ProtocolScores], truth: GroundTruth) -> di
 
 
 def score_metrics(means: Mapping[str, ProtocolScores]) -> dict[str, float]:
-    """The means as tracked metrics: j_PROTOCOL, and j_PROTOCOL/SEQUENCE."""
+    """The means as tracked metrics: j_PROTOCOL, its statistics, and j_PROTOCOL/SEQUENCE."""
     metrics = {f"j_{protocol}": scores.j_mean for protocol, scores in means.items()}
     for protocol, scores in means.items():
+        metrics |= {f"{name}_{protocol}": value for name, value in scores.statistics.items()}
         metrics |= {f"j_{protocol}/{name}": j for name, j in scores.sequences.items()}
     return metrics
 
@@ -103,26 +111,43 @@ def parquet_bytes(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def _means(scores: pa.Table, truth: GroundTruth, column: str) -> ProtocolScores:
+def _means(scores: pa.Table, truth: GroundTruth, suffix: str) -> ProtocolScores:
+    regions, contours = _by_sequence(scores, f"j{suffix}"), _by_sequence(scores, f"f{suffix}")
+    statistics = {"j_recall": _mean_of(recall, regions), "j_decay": _mean_of(decay, regions)}
+    if contours:
+        statistics["f_mean"] = dataset_mean(truth.layout, contours)
+        statistics |= {"f_recall": _mean_of(recall, contours), "f_decay": _mean_of(decay, contours)}
+    return ProtocolScores(
+        j_mean=dataset_mean(truth.layout, regions),
+        sequences={name: sum(found) / len(found) for name, found in regions.items()},
+        num_frames={name: len(found) for name, found in regions.items()},
+        statistics=statistics,
+    )
+
+
+def _by_sequence(scores: pa.Table, column: str) -> dict[str, list[float]]:
+    """The scores that count, in the frames' order; nothing where there is no such column."""
     frames: dict[str, list[float]] = {}
-    for name, score in zip(scores["sequence"].to_pylist(), scores[column].to_pylist(), strict=True):
+    values = scores[column].to_pylist() if column in scores.column_names else []
+    for name, score in zip(scores["sequence"].to_pylist(), values, strict=bool(values)):
         if not math.isnan(score):
             frames.setdefault(name, []).append(score)
-    return ProtocolScores(
-        j_mean=dataset_mean(truth.layout, frames),
-        sequences={name: sum(found) / len(found) for name, found in frames.items()},
-        num_frames={name: len(found) for name, found in frames.items()},
-    )
+    return frames
+
+
+def _mean_of(statistic: Callable[[Sequence[float]], float], frames: Mapping[str, list[float]]) -> float:
+    return sum(map(statistic, frames.values())) / max(len(frames), 1)
 
 
 def _frames(row: Row, protocol: str) -> Iterator[dict[str, Any]]:
     """The frames of a scored row, with the asked protocol's score as `j`."""
-    names = [name for name in row if name == "j" or name.startswith("j_")]
-    headline = "j" if "j" in names else f"j_{protocol}"
+    names = [name for name in row if name in ("j", "f") or name.startswith(("j_", "f_"))]
+    suffix = "" if "j" in names else f"_{protocol}"
     for number, frame_index in enumerate(row["frame_index"]):
         scores = {name: float(row[name][number]) for name in names}
-        frame = {"frame_index": int(frame_index), "frame": row["frame"][number], "j": scores[headline]}
-        yield {"sequence": row["sequence"], **frame, **scores}
+        asked = {"j": scores[f"j{suffix}"], "f": scores.get(f"f{suffix}", math.nan)}
+        frame = {"frame_index": int(frame_index), "frame": row["frame"][number]}
+        yield {"sequence": row["sequence"], **frame, **asked, **scores}
 
 
 def _frame_key(frame: Mapping[str, Any]) -> tuple[str, int]:

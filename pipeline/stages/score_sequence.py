@@ -1,4 +1,4 @@
-"""Masks of a sequence against its ground truth: J of every frame."""
+"""Masks of a sequence against its ground truth: J of every frame, and F of its contours."""
 
 from collections.abc import Iterator, Sequence
 
@@ -13,7 +13,7 @@ from pipeline.config import DecodeLimits, EvaluateConfig
 from pipeline.errors import GwmError, UnitError
 from pipeline.frames import FrameList, read_frame_list
 from pipeline.inference import RegionModel, decide, upsample
-from pipeline.metrics import Mask, jaccard
+from pipeline.metrics import Mask, boundary_f, jaccard
 from pipeline.model_card import ModelCard, anchor_positions
 from pipeline.predictions import Place, read_mask, read_predictions
 from pipeline.records import Row
@@ -23,23 +23,25 @@ SIDES_AT_ONCE = 16
 
 
 def score_sequence(row: Row, limits: DecodeLimits) -> Row:
-    """The row's scores of given masks: `j`, one for each frame in `frame_index`.
+    """The row's scores of given masks: `j` and `f`, one for each frame in `frame_index`.
 
     A mask of another size than its ground truth is resized (nearest pixel) and counted in `num_resized`.
     """
     places = [Place(file=file, row=index) for file, index in zip(row["files"], row["rows"], strict=True)]
     masks = read_predictions(row["masks_url"], row["masks_kind"], places, limits)
-    scores, num_resized = [], 0
+    regions, contours, num_resized = [], [], 0
     for mask, truth in zip(masks, _truths(row["annotation_urls"], limits), strict=True):
         num_resized += mask.shape != truth.shape
-        scores.append(jaccard(_resized(mask, truth.shape), truth))
-    return {**_frames_of(row), "num_resized": num_resized, "j": scores}
+        resized = _resized(mask, truth.shape)
+        regions.append(jaccard(resized, truth))
+        contours.append(boundary_f(resized, truth))
+    return {**_frames_of(row), "num_resized": num_resized, "j": regions, "f": contours}
 
 
 class ScoreSequence:
     """Scores of a segmenter on a sequence under every protocol, from one forward pass.
 
-    Columns `j_label_free`, `j_paper`, `j_oracle`; not a number outside a protocol's frames.
+    Columns `j_label_free`, `j_paper`, `j_oracle`, and `f_label_free`; not a number outside a protocol's frames.
     """
 
     def __init__(self, config: EvaluateConfig, card: ModelCard, device: str, num_threads: int) -> None:
@@ -54,6 +56,7 @@ class ScoreSequence:
         """The row's scores: one for each frame in `frame_index`."""
         frames = FrameList.of_row(row)
         scores: dict[str, list[float]] = {f"j_{protocol}": [] for protocol in MODEL_PROTOCOLS}
+        scores["f_label_free"] = []
         try:
             for found in self._score(row, frames):
                 for name, values in scores.items():
@@ -98,19 +101,21 @@ def protocol_scores(
     object_is: Int64[Tensor, ""],
     frame_labels: Int64[Tensor, " K"],
 ) -> dict[str, float]:
-    """J of one frame under each protocol, from region probabilities at the ground truth's size.
+    """J of one frame under each protocol, and label_free's F, from region probabilities at the ground truth's size.
 
     label_free: the object is the side `object_is` of `labels`. paper: of the sides of `frame_labels`, the
     frame's own cut, the one nearer to the truth. oracle: of all bipartitions' sides. The last two count two
     empty masks as 0, as the paper's code does.
     """
     target = torch.from_numpy(truth).to(regions.device)
-    free = foreground_probability(regions[None], labels[None], object_is[None])
+    free = foreground_probability(regions[None], labels[None], object_is[None])[0]
+    mask = (free > 0.5).cpu().numpy()
     sides = torch.stack([frame_labels, 1 - frame_labels])
     splits = bipartitions(len(regions), regions.device)
     every = torch.cat([splits, 1 - splits])
     return {
-        "j_label_free": jaccard((free[0] > 0.5).cpu().numpy(), truth),
+        "j_label_free": jaccard(mask, truth),
+        "f_label_free": boundary_f(mask, truth),
         "j_paper": _best(regions, target, sides),
         "j_oracle": _best(regions, target, every),
     }
@@ -131,7 +136,7 @@ def _best(regions: Float[Tensor, "K H W"], truth: Bool[Tensor, "H W"], sides: In
 def _inside(scores: dict[str, float], row: Row, number: int) -> dict[str, float]:
     """The scores, not a number for a protocol that leaves this frame out."""
     counts = {"j_label_free": row["in_official"][number], "j_paper": row["in_paper"][number]}
-    counts["j_oracle"] = counts["j_paper"]
+    counts |= {"j_oracle": counts["j_paper"], "f_label_free": counts["j_label_free"]}
     return {name: score if counts[name] else float("nan") for name, score in scores.items()}
 
 

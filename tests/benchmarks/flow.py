@@ -1,14 +1,17 @@
 """Optical flow of a clip at four gaps: torchvision's RAFT pair by pair against gwm_model, in one process.
 
 Both sides get the same frames and weights. In float32 the flows must agree to a thousandth of a pixel; bfloat16 is
-compared with torchvision's float32.
+compared with torchvision's float32. Beside each ratio: what the device's matrix product reaches in that precision, and
+the share of it that the flow's arithmetic takes.
 """
 
 import argparse
+import time
 from functools import partial
 
 import torch
 from common import DATA, davis_frames, read_frames, report, rounded, side_by_side
+from torch.utils.flop_counter import FlopCounterMode
 
 from gwm_model.optical_flow import load_flow_estimator
 from gwm_model.raft_weights import RaftName, load_raft_network
@@ -57,6 +60,18 @@ def distances_px(flows: Flows, expected: Flows) -> torch.Tensor:
     return torch.cat(found)
 
 
+def matrix_flop_per_s(device: str, dtype: torch.dtype) -> float:
+    """The rate of a large matrix product, the best of ten."""
+    size = 1024 if device == "cpu" else 8192
+    left, right = torch.randn(2, size, size, device=device).to(dtype)
+    best_s = torch.inf
+    for _ in range(10):
+        began = time.perf_counter()
+        float((left @ right)[0, 0])  # waits for a GPU
+        best_s = min(best_s, time.perf_counter() - began)
+    return 2 * size**3 / best_s
+
+
 def compare(name: RaftName, precision: str, frames: torch.Tensor, arguments: argparse.Namespace) -> None:
     """One benchmark line."""
     reference = PairByPair(name, arguments.iterations, arguments.device)
@@ -77,6 +92,10 @@ def compare(name: RaftName, precision: str, frames: torch.Tensor, arguments: arg
     ):
         raise SystemExit(f"{name}, {precision}: flows differ by up to {distances.max():.4f} px")
     pairs = sum(len(frames) - abs(gap) for gap in GAPS)
+    with FlopCounterMode(display=False) as counted:
+        estimator(frames, gaps=GAPS)
+    peak = matrix_flop_per_s(arguments.device, getattr(torch, precision))
+    share = counted.get_total_flops() / compared.ours_s / peak
     report(
         "flow",
         f"{name}, {precision}, {arguments.device}, {len(frames)} frames, {arguments.iterations} iterations",
@@ -86,6 +105,7 @@ def compare(name: RaftName, precision: str, frames: torch.Tensor, arguments: arg
         mean_difference_px=float(f"{distances.mean():.2g}"),
         max_difference_px=float(f"{distances.max():.2g}"),
         **rounded(torchvision_pairs_per_s=pairs / compared.reference_s, pairs_per_s=pairs / compared.ours_s),
+        **rounded(matrix_product_tflop_per_s=peak / 1e12, share_of_it=share),
     )
 
 

@@ -15,7 +15,7 @@ from pipeline.scenes import render_scene, write_davis_layout
 
 @pytest.mark.parametrize("method", ["matnet", "cut"])
 def test_official_scores_of_published_masks(ray_local, test_data, tmp_path, capsys, method):
-    """Every per-frame J that the DAVIS leaderboard lists (3 decimals, all frames but the ends)."""
+    """Every per-frame J and F that the DAVIS leaderboard lists (3 decimals, all frames but the ends)."""
     published = test_data / "davis_published"
     config = EvaluateConfig(
         dataset="davis2016",
@@ -34,6 +34,7 @@ def test_official_scores_of_published_masks(ray_local, test_data, tmp_path, caps
         listed = np.array(official[name]["J"], float)
         assert frames["frame_index"].tolist() == list(range(1, len(listed) + 1))
         assert np.abs(frames["j"].to_numpy() - listed).max() <= 0.001
+        assert np.abs(frames["f"].to_numpy() - np.array(official[name]["F"], float)).max() <= 0.003
         assert summary["sequences"][name] == pytest.approx(listed.mean(), abs=0.001)
     means = [np.array(scores["J"], float).mean() for scores in official.values()]
     assert summary["j_mean"] == pytest.approx(np.mean(means), abs=0.001)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pipeline.metrics import binary_mask, jaccard
+from pipeline.metrics import binary_mask, boundary_f, decay, jaccard, recall
 
 
 def box(top, bottom, left, right, shape=(10, 12)):
@@ -33,6 +33,36 @@ def test_one_empty_mask_scores_nothing_and_two_score_by_convention():
 def test_masks_of_different_sizes_are_refused():
     with pytest.raises(ValueError, match="cannot be compared"):
         jaccard(np.zeros((2, 2), bool), np.zeros((2, 3), bool))
+
+
+def test_a_contour_may_be_off_by_less_than_a_hundredth_of_the_diagonal():
+    shape = (300, 400)  # 0.8 % of the diagonal of 500 px: 4 px
+    truth = box(100, 200, 100, 200, shape)
+    assert boundary_f(truth, truth) == 1.0
+    assert boundary_f(box(104, 204, 100, 200, shape), truth) == 1.0
+    assert boundary_f(box(112, 212, 100, 200, shape), truth) < 0.6
+    assert boundary_f(box(0, 20, 300, 320, shape), truth) == 0.0
+
+
+def test_half_of_a_contour_is_a_recall_of_half():
+    shape = (300, 400)
+    both = box(20, 80, 20, 80, shape) | box(200, 260, 300, 360, shape)
+    assert boundary_f(box(20, 80, 20, 80, shape), both) == pytest.approx(2 / 3, abs=1e-6)
+
+
+def test_masks_without_a_contour_score_by_whether_both_have_none():
+    empty = np.zeros((30, 40), bool)
+    assert boundary_f(empty, empty) == 1.0
+    assert boundary_f(empty, box(5, 15, 5, 15, (30, 40))) == 0.0
+    assert boundary_f(box(5, 15, 5, 15, (30, 40)), empty) == 0.0
+    with pytest.raises(ValueError, match="cannot be compared"):
+        boundary_f(np.zeros((2, 2), bool), np.zeros((2, 3), bool))
+
+
+def test_recall_counts_found_frames_and_decay_compares_the_quarters():
+    assert recall([0.5, 0.6, 0.7, 0.1]) == 0.5
+    assert decay([1.0, 1.0, 0.5, 0.5, 0.5, 0.5, 0.0, 0.0]) == pytest.approx((2.5 / 3) - (0.5 / 3))
+    assert decay([0.4]) == 0.0
 
 
 def test_stored_masks_may_be_0_255_or_0_1_or_labels():

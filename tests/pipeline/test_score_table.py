@@ -29,8 +29,10 @@ def truth_of(dataset="davis2016", missing=()):
 
 
 def model_rows():
-    scores = {"j_label_free": [0.2, 0.4], "j_paper": [NAN, 0.6], "j_oracle": [NAN, 0.8]}
-    second = {"j_label_free": [0.9], "j_paper": [1.0], "j_oracle": [1.0]}
+    scores = {"j_label_free": [0.2, 0.4], "j_paper": [NAN, 0.6], "j_oracle": [NAN, 0.8]} | {
+        "f_label_free": [0.1, 0.7]
+    }
+    second = {"j_label_free": [0.9], "j_paper": [1.0], "j_oracle": [1.0], "f_label_free": [0.6]}
     return [
         {"sequence": "b", "frame_index": [3], "frame": ["00003"], **second},
         {"sequence": "a", "frame_index": [1, 2], "frame": ["00001", "00002"], **scores},
@@ -39,7 +41,17 @@ def model_rows():
 
 def test_one_row_a_frame_sorted_with_the_asked_protocol_as_j():
     table = score_table(model_rows(), "paper")
-    names = ["sequence", "frame_index", "frame", "j", "j_label_free", "j_oracle", "j_paper"]
+    names = [
+        "sequence",
+        "frame_index",
+        "frame",
+        "j",
+        "f",
+        "f_label_free",
+        "j_label_free",
+        "j_oracle",
+        "j_paper",
+    ]
     assert table.schema.names == names
     assert table["sequence"].to_pylist() == ["a", "a", "b"]
     assert table["frame_index"].to_pylist() == [1, 2, 3]
@@ -49,9 +61,11 @@ def test_one_row_a_frame_sorted_with_the_asked_protocol_as_j():
     assert again["j_label_free"].to_pylist() == [0.2, 0.4, 0.9]
 
 
-def test_given_masks_have_one_score():
-    rows = [{"sequence": "a", "frame_index": [1], "frame": ["1"], "j": [0.5], "num_resized": 0}]
-    assert score_table(rows, "official").schema.names == ["sequence", "frame_index", "frame", "j"]
+def test_given_masks_have_one_score_of_regions_and_one_of_contours():
+    rows = [{"sequence": "a", "frame_index": [1], "frame": ["1"], "j": [0.5], "f": [0.25], "num_resized": 0}]
+    table = score_table(rows, "official")
+    assert table.schema.names == ["sequence", "frame_index", "frame", "j", "f"]
+    assert table["f"].to_pylist() == [0.25]
 
 
 @pytest.mark.parametrize(("dataset", "mean"), [("davis2016", 0.6), ("segtrackv2", 0.5)])
@@ -63,6 +77,13 @@ def test_means_leave_out_frames_outside_a_protocol(dataset, mean):
     assert means["label_free"].sequences == pytest.approx({"a": 0.3, "b": 0.9})
     assert means["paper"].j_mean == pytest.approx(0.8)
     assert means["paper"].num_frames == {"a": 1, "b": 1}
+    assert means["paper"].statistics == {"j_recall": 1.0, "j_decay": 0.0}  # chosen by J: no F
+    found = means["label_free"].statistics
+    assert found["f_mean"] == pytest.approx({"davis2016": 0.5, "segtrackv2": 1.4 / 3}[dataset])
+    assert found["j_recall"] == pytest.approx(0.5)  # no frame of a, the one of b
+    assert found["j_decay"] == pytest.approx(
+        -0.1
+    )  # a gains 0.2 from its first frame to its second, b nothing
 
 
 def test_the_summary_says_what_was_asked_first():
@@ -78,6 +99,8 @@ def test_the_summary_says_what_was_asked_first():
     metrics = score_metrics(means)
     assert metrics["j_oracle"] == pytest.approx(0.9)
     assert metrics["j_label_free/a"] == pytest.approx(0.3)
+    assert metrics["f_mean_label_free"] == pytest.approx(0.5)
+    assert summary["j_recall"] == 1.0
 
 
 def test_the_screen_shows_every_sequence_and_the_mean_in_per_cent():
@@ -93,7 +116,10 @@ def test_the_screen_shows_every_sequence_and_the_mean_in_per_cent():
 def test_names_of_sequences_forge_no_table():
     names = ("[/red]", "[bold]a[/bold]", "a\nb", "a\x1b[2Jb")
     scores = ProtocolScores(
-        j_mean=0.5, sequences=dict.fromkeys(names, 0.5), num_frames=dict.fromkeys(names, 1)
+        j_mean=0.5,
+        sequences=dict.fromkeys(names, 0.5),
+        num_frames=dict.fromkeys(names, 1),
+        statistics={},
     )
     console = Console(record=True, width=80, file=io.StringIO())
     console.print(screen_table(truth_of(), {"official": scores}))
