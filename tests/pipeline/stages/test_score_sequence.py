@@ -105,7 +105,7 @@ def test_convention_two_empty_masks_are_1_officially_and_0_in_the_paper():
     labels = torch.tensor([0, 1])
     empty = np.zeros((8, 12), bool)
     scores = protocol_scores(regions, empty, labels, torch.tensor(1), labels)
-    assert scores == {"j_label_free": 1.0, "j_paper": 0.0, "j_oracle": 0.0}
+    assert scores == {"j_label_free": 1.0, "f_label_free": 1.0, "j_paper": 0.0, "j_oracle": 0.0}
 
 
 def score_with_model(config):
