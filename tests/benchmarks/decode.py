@@ -75,7 +75,7 @@ def main() -> None:
             probe(Source(url=str(path), name=path.name, kind="video")) for path in (short, long)
         )
         clip(short, short_index, 0, 2)  # the child is there
-        whole = side_by_side(lambda: by_pyav(short, 160), lambda: clip(short, short_index, 0, 160), rounds=5)
+        whole = side_by_side(lambda: by_pyav(short, 160), lambda: clip(short, short_index, 0, 160), rounds=11)
         assert np.array_equal(whole.expected, whole.result)
         report(
             "decode",
