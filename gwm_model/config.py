@@ -128,3 +128,19 @@ class MergeConfig:
     features: Literal["segmenter", "backbone"] = "segmenter"
     """Appearance features: the segmenter's own, or those of `backbone`."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefineConfig:
+    """How an object's mask comes from the network's grid to the image's size."""
+
+    method: Literal["none", "guided_filter"] = "none"
+    """`guided_filter` lets the mask follow the image's edges; `none` interpolates between the cells."""
+    radius_cells: int = 2
+    """The filter's window, in cells of the network's grid to each side."""
+    epsilon: float = 1e-4
+    """The filter's regularisation: colours in [0, 1] that vary less than this in a window do not count."""
+
+    def __post_init__(self) -> None:
+        at_least(1, radius_cells=self.radius_cells)
+        require(self.epsilon > 0, f"epsilon must be positive, not {self.epsilon}")

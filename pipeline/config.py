@@ -7,6 +7,7 @@ from gwm_model.config import (
     MergeConfig,
     ObjectiveConfig,
     OptimizerConfig,
+    RefineConfig,
     SegmenterConfig,
     at_least,
     require,
@@ -230,6 +231,7 @@ class SegmentConfig:
     """A segmenter folder written by gwm train, local or in a bucket."""
     output: str = MISSING
     merge: MergeConfig = field(default_factory=MergeConfig)
+    refine: RefineConfig = field(default_factory=RefineConfig)
     batch_size: int = 8
     chunk_images: int = 64
     """Images of one chunk, the unit of work."""
@@ -247,6 +249,11 @@ class SegmentConfig:
     def __post_init__(self) -> None:
         at_least(1, batch_size=self.batch_size, chunk_images=self.chunk_images)
         at_least(1, anchor_frames=self.anchor_frames)
+
+    @property
+    def loads_pictures(self) -> bool:
+        """Whether the images themselves are needed beside the network's input."""
+        return self.write_png or self.refine.method != "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,6 +283,7 @@ class EvaluateConfig:
     protocol: str = "label_free"
     """official (given binary masks), label_free, paper (ground truth picks the cluster, per frame), or oracle."""
     merge: MergeConfig = field(default_factory=MergeConfig)
+    refine: RefineConfig = field(default_factory=RefineConfig)
     batch_size: int = 8
     anchor_frames: int = 16
     decode: DecodeLimits = field(default_factory=DecodeLimits)

@@ -12,10 +12,12 @@ from torch.nn import functional as F
 
 from gwm_model import choose_foreground, load_segmenter, merge_regions
 from gwm_model.backbone import Backbone, load_backbone
-from gwm_model.config import MergeConfig
+from gwm_model.config import MergeConfig, RefineConfig
+from gwm_model.refine import guided_upsample
 from gwm_model.segmenter import Segmenter
 from pipeline import storage
 from pipeline.errors import GwmError, UnitError
+from pipeline.images import Image
 from pipeline.model_card import ModelCard
 
 MERGE_HEIGHT_PX = 252
@@ -81,6 +83,20 @@ def upsample(probabilities: Float[Tensor, "C h w"], height_px: int, width_px: in
     """Probabilities at another size, bilinear between pixel centres."""
     size = (height_px, width_px)
     return F.interpolate(probabilities[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+def at_source(
+    probabilities: Float[Tensor, "C h w"],
+    height_px: int,
+    width_px: int,
+    ground: Image | None,
+    refine: RefineConfig,
+) -> Float[Tensor, "C H W"]:
+    """Probabilities at their source's size; refined along the edges of `ground`, a picture of the source, if given."""
+    if ground is not None:
+        picture = torch.from_numpy(ground.transpose(2, 0, 1).copy()).to(probabilities.device)
+        probabilities = guided_upsample(probabilities[None], picture[None].float() / 255, refine)[0]
+    return upsample(probabilities, height_px, width_px)
 
 
 def _open_merger(merge: MergeConfig, device: str) -> Backbone | None:

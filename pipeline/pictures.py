@@ -19,6 +19,8 @@ REGION_COLOURS = np.array(
     ],
     np.uint8,
 )
+PICTURE_SIDE_PX = 854
+"""Longest side of a picture that stands for an image: ground of its overlay, guide of its mask."""
 OBJECT_COLOUR = np.array([255, 64, 96], np.uint8)
 
 
@@ -63,6 +65,12 @@ def mask_picture(mask: Float[np.ndarray, "H W"] | Bool[np.ndarray, "H W"]) -> UI
     """The mask in grey, 1 as white."""
     grey = np.rint(np.clip(mask.astype(np.float32), 0, 1) * 255).astype(np.uint8)
     return np.repeat(grey[..., None], 3, axis=-1)
+
+
+def picture_size(height_px: int, width_px: int) -> tuple[int, int]:
+    """Height and width of the picture that stands for an image of this size."""
+    scale = min(1.0, PICTURE_SIDE_PX / max(height_px, width_px))
+    return max(1, round(height_px * scale)), max(1, round(width_px * scale))
 
 
 def resize(image: UInt8[np.ndarray, "H W 3"], *, height_px: int) -> UInt8[np.ndarray, "h w 3"]:

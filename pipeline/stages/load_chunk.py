@@ -13,13 +13,10 @@ from pipeline.errors import GwmError, UnitError, printable
 from pipeline.frames import Stamps, read_video
 from pipeline.images import Image, read_image_at
 from pipeline.model_card import ModelCard
-from pipeline.pictures import encode_jpeg
-from pipeline.records import Row
+from pipeline.pictures import picture_size
+from pipeline.records import Row, encode_image
 from pipeline.stages.failure import failed_row
-from pipeline.video import Frames, fitted_size
-
-PICTURE_SIDE_PX = 854
-"""Longest side of an overlay picture."""
+from pipeline.video import Frames
 
 
 def load_chunk(row: Row, config: SegmentConfig, card: ModelCard) -> Row:
@@ -46,8 +43,8 @@ def _load_files(row: Row, config: SegmentConfig, card: ModelCard) -> Row:
     for url in row["urls"]:
         try:
             image, size = _read_file(url, card.height_px, card.width_px, config.decode)
-            if config.write_png:
-                ground, _ = _read_file(url, *_picture_size(*size), config.decode)
+            if config.loads_pictures:
+                ground, _ = _read_file(url, *picture_size(*size), config.decode)
                 pictures.append(_picture(ground))
         except UnitError as error:
             sizes.append((0, 0))
@@ -73,8 +70,8 @@ def _load_video(row: Row, config: SegmentConfig, card: ModelCard) -> Row:
     url, wanted, limits = row["urls"][0], Stamps.of_row(row), config.decode
     images = read_video(url, wanted, card.height_px, card.width_px, limits)
     pictures = []
-    if config.write_png:
-        size = _picture_size(row["height_px"], row["width_px"])
+    if config.loads_pictures:
+        size = picture_size(row["height_px"], row["width_px"])
         pictures = [_picture(frame) for frame in read_video(url, wanted, *size, limits)]
     return {
         "images": images,
@@ -123,13 +120,5 @@ def _none(card: ModelCard) -> Frames:
 
 
 def _picture(image: Image) -> bytes:
-    """An image [3, H, W] as the ground of its overlay, JPEG."""
-    return encode_jpeg(image.transpose(1, 2, 0))
-
-
-def _picture_size(height_px: int, width_px: int) -> tuple[int, int]:
-    if max(height_px, width_px) <= PICTURE_SIDE_PX:
-        return height_px, width_px
-    is_wide = width_px >= height_px
-    wanted = (None, PICTURE_SIDE_PX) if is_wide else (PICTURE_SIDE_PX, None)
-    return fitted_size(height_px, width_px, *wanted)
+    """An image [3, H, W] as the ground of its overlay and the guide of its mask, JPEG."""
+    return encode_image(image.transpose(1, 2, 0))

@@ -1,6 +1,7 @@
 """Masks of a sequence against its ground truth: J of every frame, and F of its contours."""
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import cv2
 import numpy as np
@@ -12,9 +13,11 @@ from gwm_model.merge import bipartitions, foreground_probability
 from pipeline.config import DecodeLimits, EvaluateConfig
 from pipeline.errors import GwmError, UnitError
 from pipeline.frames import FrameList, read_frame_list
-from pipeline.inference import RegionModel, decide, upsample
+from pipeline.images import Image
+from pipeline.inference import RegionModel, at_source, decide
 from pipeline.metrics import Mask, boundary_f, jaccard
 from pipeline.model_card import ModelCard, anchor_positions
+from pipeline.pictures import picture_size
 from pipeline.predictions import Place, read_mask, read_predictions
 from pipeline.records import Row
 
@@ -73,10 +76,13 @@ class ScoreSequence:
             masks, features = self._regions(frames, positions[part])
             labels, _ = decide(masks, features, is_video=False)
             video_labels, object_is = decision or decide(masks, features, is_video=False)
-            for image, truth in enumerate(_truths(row["annotation_urls"][part], self._config.decode)):
+            truths = list(_truths(row["annotation_urls"][part], self._config.decode))
+            grounds = self._grounds(frames, positions[part], truths)
+            for image, (truth, ground) in enumerate(zip(truths, grounds, strict=True)):
                 chosen = 0 if decision else image
+                height_px, width_px = truth.shape
                 scores = protocol_scores(
-                    upsample(masks[image], *truth.shape),
+                    at_source(masks[image], height_px, width_px, ground, self._config.refine),
                     truth,
                     video_labels[chosen],
                     object_is[chosen],
@@ -88,6 +94,19 @@ class ScoreSequence:
         anchors = anchor_positions(len(frames), self._config.anchor_frames)
         labels, object_is = decide(*self._regions(frames, anchors), is_video=True)
         return labels[:1], object_is[:1]
+
+    def _grounds(
+        self, frames: FrameList, positions: Sequence[int], truths: Sequence[Mask]
+    ) -> Iterator[Image | None]:
+        """The pictures along whose edges masks are refined; none where they are not."""
+        if self._config.refine.method == "none":
+            yield from [None] * len(positions)
+            return
+        numbered = zip(positions, truths, strict=True)
+        for size, run in groupby(numbered, key=lambda one: picture_size(*one[1].shape)):
+            wanted = [position for position, _ in run]
+            pictures = read_frame_list(frames, wanted, *size, self._config.decode)
+            yield from pictures.transpose(0, 2, 3, 1)
 
     def _regions(self, frames: FrameList, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
         images = read_frame_list(frames, positions, *self._size, self._config.decode)

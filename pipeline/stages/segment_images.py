@@ -10,9 +10,10 @@ from torch import Tensor
 from gwm_model.merge import foreground_probability
 from pipeline.config import SegmentConfig
 from pipeline.errors import GwmError, UnitError
-from pipeline.inference import RegionModel, decide, upsample
+from pipeline.images import Image
+from pipeline.inference import RegionModel, at_source, decide
 from pipeline.masks import MaskRow, encode_mask
-from pipeline.records import Row
+from pipeline.records import Row, decode_image
 from pipeline.stages.failure import failed_row
 
 Decision = tuple[Int64[Tensor, "B K"], Int64[Tensor, " B"]]
@@ -23,7 +24,7 @@ class SegmentImages:
 
     def __init__(self, config: SegmentConfig, device: str, num_threads: int) -> None:
         torch.set_num_threads(num_threads)
-        self._segments = config.write_segments
+        self._config = config
         self._model = RegionModel(config.model, config.merge, batch_size=config.batch_size, device=device)
         self._video = ""
         self._decision: Decision | None = None
@@ -39,7 +40,8 @@ class SegmentImages:
             raise
         except Exception as error:
             return failed_row(row, "segment_images", error)
-        kept = {name: value for name, value in row.items() if name not in ("images", "anchors")}
+        used = ("images", "anchors", *(() if self._config.write_png else ("pictures",)))
+        kept = {name: value for name, value in row.items() if name not in used}
         return {**kept, "masks": masks, "seconds_segment_images": time.monotonic() - began}
 
     def _mask_rows(self, row: Row) -> list[MaskRow]:
@@ -48,6 +50,8 @@ class SegmentImages:
             regions, features = self._model.regions(images)
             labels, object_is = self._choice(row, regions, features)
             found = iter(zip(regions, labels, object_is, strict=True))
+        refine = self._config.refine
+        grounds = iter(row["pictures"] if refine.method != "none" else ())
         is_image = row["kind"] == "images"
         rows: list[MaskRow] = []
         for number, error in enumerate(row["errors"]):
@@ -59,7 +63,10 @@ class SegmentImages:
                 rows.append(MaskRow(**place, error=str(error)))
                 continue
             height_px, width_px = int(row["heights_px"][number]), int(row["widths_px"][number])
-            mask = object_mask(*next(found), height_px, width_px, segments=self._segments)
+            ground = next(grounds, None)
+            if ground is not None:
+                ground = decode_image(ground)
+            mask = object_mask(*next(found), height_px, width_px, ground, self._config)
             rows.append(MaskRow(**place, height_px=height_px, width_px=width_px, **mask))
         return rows
 
@@ -83,19 +90,20 @@ def object_mask(
     object_is: Int64[Tensor, ""],
     height_px: int,
     width_px: int,
-    *,
-    segments: bool,
+    ground: Image | None,
+    config: SegmentConfig,
 ) -> Row:
     """Columns of the mask record at the source's size: the object where its probability is above 0.5."""
     probability = foreground_probability(regions[None], labels[None], object_is[None])
-    object_at_source = upsample(probability, height_px, width_px)[0]
-    mask = (object_at_source > 0.5).cpu().numpy()
+    size = (height_px, width_px)
+    object_at_source = at_source(probability, *size, ground, config.refine)[0].cpu().numpy()
+    mask = object_at_source > 0.5
     columns = {
         "mask_rle": encode_mask(mask),
         "area_fraction": float(mask.mean()),
-        "foreground_score": float(object_at_source.cpu().numpy()[mask].mean()) if mask.any() else 0.0,
+        "foreground_score": min(1.0, float(object_at_source[mask].mean())) if mask.any() else 0.0,
     }
-    if segments:
-        nearest = upsample(regions, height_px, width_px).argmax(0).cpu().numpy()
+    if config.write_segments:
+        nearest = at_source(regions, *size, ground, config.refine).argmax(0).cpu().numpy()
         columns["segments_rle"] = [encode_mask(nearest == number) for number in range(len(regions))]
     return columns

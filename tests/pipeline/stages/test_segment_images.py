@@ -4,9 +4,13 @@ import pytest
 import torch
 
 from gwm_model import load_segmenter, merge_regions
+from gwm_model.config import RefineConfig
 from gwm_model.merge import choose_foreground
+from gwm_model.refine import guided_upsample
+from pipeline.config import SegmentConfig
 from pipeline.inference import read_model_card
 from pipeline.masks import decode_mask
+from pipeline.scenes import render_scene
 from pipeline.stages.load_chunk import load_chunk
 from pipeline.stages.segment_images import SegmentImages, object_mask
 
@@ -42,6 +46,30 @@ def test_masks_agree_with_the_model_applied_by_hand(segment_stages, tmp_path):
         at_source = torch.nn.functional.interpolate(regions, (32, 48), mode="bilinear", align_corners=False)
         expected = at_source[0, labels[0] == object_is[0]].sum(0) > 0.5
         assert (decode_mask(mask.mask_rle, 32, 48) == expected.numpy()).mean() > 0.999
+
+
+def test_a_refined_mask_is_the_guided_filters_along_the_images_edges(segment_stages, tmp_path):
+    (tmp_path / "videos").mkdir()
+    picture = render_scene(1, num_frames=1).frames[0]
+    height, width = picture.shape[:2]
+    cv2.imwrite(str(tmp_path / "videos" / "img_a.png"), picture[..., ::-1])
+    refine = RefineConfig(method="guided_filter")
+    config = segment_stages.config(refine=refine)
+    (row,) = rows_of(segment_stages, config)
+    assert "pictures" not in row
+    (chunk,) = [load_chunk(row, config, read_model_card(config.model)) for row in segment_stages.plan(config)]
+    segmenter = load_segmenter(segment_stages.model)
+    with torch.inference_mode():
+        logits, features = segmenter.segment(torch.from_numpy(chunk["images"]))
+    regions = logits.softmax(1)
+    labels = merge_regions(regions, features)
+    is_object = labels[0] == choose_foreground(regions, labels)[0]
+    guide = torch.from_numpy(picture.transpose(2, 0, 1).copy())[None].float() / 255
+    expected = guided_upsample(regions[:, is_object].sum(1, keepdim=True), guide, refine)[0, 0] > 0.5
+    found = decode_mask(row["masks"][0].mask_rle, height, width)
+    assert (found == expected.numpy()).mean() > 0.99  # the guide travels as JPEG
+    (plain,) = masks_of(rows_of(segment_stages, segment_stages.config()))
+    assert (found != decode_mask(plain.mask_rle, height, width)).mean() > 0.001
 
 
 def test_masks_have_the_sources_size_and_their_numbers_agree(segment_stages, tmp_path):
@@ -123,7 +151,8 @@ def test_values_that_are_not_finite_are_a_failed_unit_and_not_an_empty_mask(
 
 def test_convention_a_pixel_belongs_to_the_object_above_one_half():
     regions = torch.tensor([[[0.5, 0.4]], [[0.3, 0.35]], [[0.2, 0.25]]])
-    mask = object_mask(regions, torch.tensor([0, 1, 1]), torch.tensor(1), 1, 2, segments=True)
+    config = SegmentConfig(images="i", model="m", output="o", write_segments=True)
+    mask = object_mask(regions, torch.tensor([0, 1, 1]), torch.tensor(1), 1, 2, None, config)
     assert decode_mask(mask["mask_rle"], 1, 2).tolist() == [[False, True]]
     assert mask["foreground_score"] == pytest.approx(0.6)
     assert mask["area_fraction"] == 0.5
