@@ -18,6 +18,9 @@ HEAD = """# Performance
 `infra/scripts/bench` runs every benchmark of tests/benchmarks and writes this page. A ratio compares a reference and
 ours in one process on the same input, in turns, after checking that the results agree; where there is no reference, the
 value stands alone. Ratios hold on other machines better than seconds do; the machine should do nothing else.
+
+Where the time goes is in [profiles.md](profiles.md), what was tried and what holds a number back in
+[lab-notebook.md](lab-notebook.md), what it means for a large job in [scale.md](scale.md).
 """
 COLUMNS = ("| case | measured | value | target | met | details |", "|---|---|---|---|---|---|")
 
