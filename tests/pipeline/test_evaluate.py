@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from gwm_model.config import RefineConfig
 from pipeline.config import EvaluateConfig
 from pipeline.errors import GwmError
 from pipeline.evaluate import evaluate
@@ -92,4 +93,5 @@ def test_missing_masks_are_named_before_anything_is_written(tmp_path):
 def test_the_configuration_file_is_complete():
     words = ["data=d", "masks=m", "output=o"]
     config = load_config(EvaluateConfig, str(Path(__file__).parents[2] / "conf/evaluate.yaml"), words)
-    assert config == EvaluateConfig(dataset="davis2016", data="d", masks="m", output="o")
+    refine = RefineConfig(method="guided_filter")
+    assert config == EvaluateConfig(dataset="davis2016", data="d", masks="m", output="o", refine=refine)

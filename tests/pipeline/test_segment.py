@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from gwm_model.config import RefineConfig
 from pipeline.config import SegmentConfig, TrackingConfig
 from pipeline.dataset import Dataset
 from pipeline.errors import GwmError
@@ -80,4 +81,7 @@ def test_the_configuration_file_is_complete():
 
     words = ["images=i", "model=m", "output=o"]
     config = load_config(SegmentConfig, str(Path(__file__).parents[2] / "conf/segment.yaml"), words)
-    assert config == SegmentConfig(images="i", model="m", output="o", tracking=TrackingConfig())
+    refine = RefineConfig(method="guided_filter")
+    assert config == SegmentConfig(
+        images="i", model="m", output="o", refine=refine, tracking=TrackingConfig()
+    )
