@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 from pipeline import storage
 from pipeline.errors import GwmError, UnitError
+from pipeline.pictures import picture_size
+from pipeline.records import encode_image
 
 Image = npt.NDArray[np.uint8]
 
@@ -26,6 +28,14 @@ def read_image_at(url: str, height_px: int, width_px: int) -> tuple[Image, tuple
     image = read_image(url)
     resized = resize_image(image, height_px, width_px).transpose(2, 0, 1)
     return np.ascontiguousarray(resized), (image.shape[0], image.shape[1])
+
+
+def read_image_with_picture(url: str, height_px: int, width_px: int) -> tuple[Image, tuple[int, int], bytes]:
+    """As `read_image_at`, and the picture that stands for the image, JPEG: from one reading of the file."""
+    image = read_image(url)
+    size = image.shape[0], image.shape[1]
+    resized = resize_image(image, height_px, width_px).transpose(2, 0, 1)
+    return np.ascontiguousarray(resized), size, encode_image(resize_image(image, *picture_size(*size)))
 
 
 def decode_images(urls: Sequence[str], *, height_px: int, width_px: int) -> npt.NDArray[np.uint8]:

@@ -26,8 +26,7 @@ def jaccard(prediction: Mask, truth: Mask, *, both_empty: float = 1.0) -> float:
     Raises:
         ValueError: the sizes differ.
     """
-    if prediction.shape != truth.shape:
-        raise ValueError(f"a mask of {prediction.shape} pixels cannot be compared with one of {truth.shape}")
+    _check_size(prediction, truth)
     union = np.count_nonzero(prediction | truth)
     if union == 0:
         return both_empty
@@ -42,8 +41,7 @@ def boundary_f(prediction: Mask, truth: Mask) -> float:
     Raises:
         ValueError: the sizes differ.
     """
-    if prediction.shape != truth.shape:
-        raise ValueError(f"a mask of {prediction.shape} pixels cannot be compared with one of {truth.shape}")
+    _check_size(prediction, truth)
     found, wanted = _contour(prediction), _contour(truth)
     if not found.any() or not wanted.any():
         return float(found.any() == wanted.any())
@@ -71,6 +69,11 @@ def decay(scores: Sequence[float]) -> float:
 def binary_mask(image: npt.NDArray[np.uint8]) -> Mask:
     """The foreground of a stored mask: above 128 where 255 occurs (antialiased 0/255), else above 0 (0/1)."""
     return image > 128 if image.max(initial=0) == 255 else image > 0
+
+
+def _check_size(prediction: Mask, truth: Mask) -> None:
+    if prediction.shape != truth.shape:
+        raise ValueError(f"a mask of {prediction.shape} pixels cannot be compared with one of {truth.shape}")
 
 
 def _contour(mask: Mask) -> Mask:

@@ -128,8 +128,9 @@ def _means(scores: pa.Table, truth: GroundTruth, suffix: str) -> ProtocolScores:
 def _by_sequence(scores: pa.Table, column: str) -> dict[str, list[float]]:
     """The scores that count, in the frames' order; nothing where there is no such column."""
     frames: dict[str, list[float]] = {}
-    values = scores[column].to_pylist() if column in scores.column_names else []
-    for name, score in zip(scores["sequence"].to_pylist(), values, strict=bool(values)):
+    if column not in scores.column_names:
+        return frames
+    for name, score in zip(scores["sequence"].to_pylist(), scores[column].to_pylist(), strict=True):
         if not math.isnan(score):
             frames.setdefault(name, []).append(score)
     return frames

@@ -11,7 +11,7 @@ from pipeline.config import DecodeLimits, SegmentConfig
 from pipeline.contained import contained
 from pipeline.errors import GwmError, UnitError, printable
 from pipeline.frames import Stamps, read_video
-from pipeline.images import Image, read_image_at
+from pipeline.images import Image, read_image_at, read_image_with_picture
 from pipeline.model_card import ModelCard
 from pipeline.pictures import picture_size
 from pipeline.records import Row, encode_image
@@ -42,10 +42,12 @@ def _load_files(row: Row, config: SegmentConfig, card: ModelCard) -> Row:
     images, sizes, errors, pictures = [], [], [], []
     for url in row["urls"]:
         try:
-            image, size = _read_file(url, card.height_px, card.width_px, config.decode)
             if config.loads_pictures:
-                ground, _ = _read_file(url, *picture_size(*size), config.decode)
-                pictures.append(_picture(ground))
+                wanted = (url, card.height_px, card.width_px)
+                image, size, picture = contained(config.decode, read_image_with_picture, *wanted)
+                pictures.append(picture)
+            else:
+                image, size = _read_file(url, card.height_px, card.width_px, config.decode)
         except UnitError as error:
             sizes.append((0, 0))
             errors.append(printable(str(error)))

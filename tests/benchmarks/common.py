@@ -90,6 +90,22 @@ def report(
     print(json.dumps({**line, **details}), flush=True)
 
 
+def report_pipeline(
+    benchmark: str, case: str, unit: str, *, rate: float, bare: float, busy_share: float, **details: Any
+) -> None:
+    """Prints two lines: a pipeline's units a second against those of a bare loop, and its workers' busy share."""
+    report(
+        benchmark,
+        case,
+        f"times the {unit}/s of a bare loop on the same cores",
+        rate / bare,
+        at_least=0.85,
+        **details,
+        **rounded(**{f"bare_{unit}_per_s": bare, f"{unit}_per_s": rate}),
+    )
+    report(benchmark, case, "busy share of the workers", busy_share)
+
+
 def rounded(**seconds: float) -> dict[str, float]:
     """Seconds to three digits, for the details of a line."""
     return {name: float(f"{value:.3g}") for name, value in seconds.items()}

@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 import torch
-from common import DATA, report, rounded, steady_rates
+from common import DATA, report, report_pipeline, steady_rates
 from decode import write_video
 
 from pipeline.config import DecodeConfig, EstimateFlowConfig, PrepareConfig
@@ -90,16 +90,7 @@ def measure(estimator: str, folder: Path) -> None:
     shards = [len(list(Path(each.output).glob("shards/*"))) for each in (alone_config, config)]
     assert shards[0] == shards[1] > 0
     case = f"{estimator}, {VIDEOS * REPEATS * 50} frames, both gaps"
-    report(
-        "prepare",
-        case,
-        "times the frames/s of a bare loop on the same cores",
-        rate / alone,
-        at_least=0.85,
-        cores=cores,
-        **rounded(bare_frames_per_s=alone, frames_per_s=rate),
-    )
-    report("prepare", case, "busy share of the flow workers", busy / cores)
+    report_pipeline("prepare", case, "frames", rate=rate, bare=alone, busy_share=busy / cores, cores=cores)
     report("prepare", case, "GiB of Ray's object store, at most", peak / 2**30, at_most=1.0)
 
 

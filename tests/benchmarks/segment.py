@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import ray
 import torch
-from common import DATA, davis_frames, report, rounded, steady_rates
+from common import DATA, davis_frames, report, report_pipeline, rounded, steady_rates
 from merge import published as published_merging
 
 from gwm_model import save_segmenter
@@ -125,23 +125,15 @@ def main() -> None:
         }
         assert len(masks["bare"]) == len(masks["ray"]) == -(-IMAGES // 32)
         case = f"{IMAGES} images of {len(SIZES)} sizes, ViT-S/14, K = {REGIONS}"
-        details = rounded(bare_images_per_s=alone, images_per_s=rate, published_images_per_s=one_by_one)
-        report(
-            "segment",
-            case,
-            "times the images/s of a bare batched loop on the same cores",
-            rate / alone,
-            at_least=0.85,
-            cores=cores,
-            **details,
-        )
-        report("segment", case, "busy share of the workers", busy / cores)
+        busy_share = busy / cores
+        report_pipeline("segment", case, "images", rate=rate, bare=alone, busy_share=busy_share, cores=cores)
         report(
             "segment",
             f"K = {REGIONS}",
             "times the images/s of the published way",
             float(np.round(rate / one_by_one, 2)),
             at_least=5,
+            **rounded(published_images_per_s=one_by_one),
         )
 
 
