@@ -1,4 +1,4 @@
-"""The command line: `gwm prepare|train|segment|evaluate|demo|verify`.
+"""The command line: `gwm prepare|train|segment|evaluate|demo|verify|submit|status`.
 
 Heavy libraries are imported by the command that needs them, so that help and a misspelt word answer at once.
 Exit codes: 0 all done; 1 an error, one sentence on stderr; 2 done, but something is in quarantine;
@@ -33,6 +33,15 @@ ConfigFile = Annotated[
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the resolved configuration only.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, without doing it.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="URL",
+        envvar=["RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"],
+        help="The cluster's dashboard, as http://HEAD:8265.",
+    ),
+]
 
 app = typer.Typer(
     name="gwm",
@@ -145,6 +154,40 @@ def verify(
     Where all is well, and with --repair, the manifest is written anew, with shards that it did not list.
     """
     return _guarded(partial(_verify, dataset, repair), debug)
+
+
+@app.command()
+def submit(
+    command: Annotated[str, typer.Argument(metavar="COMMAND", help="prepare, train, segment or evaluate.")],
+    words: Words = None,
+    config: ConfigFile = None,
+    address: Address = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Show the job's log until it ends; its exit code is ours.")
+    ] = False,
+    env: Annotated[
+        list[str] | None,
+        typer.Option("--env", metavar="NAME", help="A variable of this environment that the job gets too."),
+    ] = None,
+    debug: Debug = False,
+) -> int:
+    """One of the four commands as a job on a Ray cluster.
+
+    What runs already is not started again; --follow shows it.
+    """
+    return _guarded(partial(_submit, command, config, words or [], address, env or [], follow), debug)
+
+
+@app.command()
+def status(
+    outputs: Annotated[
+        list[str] | None, typer.Argument(metavar="[OUTPUT]", help="Datasets and models that commands write.")
+    ] = None,
+    address: Address = None,
+    debug: Debug = False,
+) -> int:
+    """How far outputs are; without any, the jobs of a cluster."""
+    return _guarded(partial(_status, outputs or [], address), debug)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -279,3 +322,21 @@ def _verify(dataset: str, repair: bool) -> int:
     from pipeline.verify import verify as check
 
     return FAILED if check(dataset, repair=repair) else DONE
+
+
+def _submit(
+    command: str, path: str | None, words: list[str], address: str | None, env: list[str], follow: bool
+) -> int:
+    from pipeline.submit import submit as send
+
+    return send(command, path, words, address=address, env=env, wait=follow)
+
+
+def _status(outputs: list[str], address: str | None) -> int:
+    from pipeline.status import show_jobs, show_outputs
+
+    if outputs:
+        show_outputs(outputs)
+    else:
+        show_jobs(address)
+    return DONE

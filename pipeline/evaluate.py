@@ -10,11 +10,12 @@ from rich.console import Console
 from pipeline import storage
 from pipeline.config import EvaluateConfig
 from pipeline.inference import read_model_card
+from pipeline.job_progress import JobProgress
 from pipeline.layouts import missing_sentence, read_layout
 from pipeline.load_config import fingerprint
 from pipeline.model_card import ModelCard, with_absolute_paths
 from pipeline.placement import actor_pool, start_ray, tasks, torch_device, torch_threads, unwrap
-from pipeline.progress import Progress, say
+from pipeline.progress import say
 from pipeline.records import Row
 from pipeline.score_plan import check_inputs, plan_scores
 from pipeline.score_table import (
@@ -43,7 +44,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     tracker = Tracker.start(config.tracking, run_config=config, **job)
     began, scored = time.monotonic(), list[Row]()
     try:
-        with Progress(total=len(rows), unit="sequences") as progress:
+        with JobProgress("evaluate", config.output, total=len(rows), unit="sequences") as progress:
             for row in scored_sequences(rows, config, card).iter_rows():
                 scored.append(row)
                 progress.advance(sequence=row["sequence"])

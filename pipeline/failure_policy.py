@@ -74,6 +74,8 @@ def set_data_context(context: DataContext, no_progress_timeout_s: float) -> None
     context.raise_original_map_exception = True
     # Ray 2.64 takes away the arguments that bound retries; pyproject.toml admits no such Ray.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+    # A job of fewer units than the cluster has workers is none to worry about.
+    warnings.filterwarnings("ignore", message="The minimum number of concurrent actors")
 
 
 def failure_sentence(error: BaseException) -> GwmError | None:

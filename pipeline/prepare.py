@@ -10,10 +10,11 @@ import ray.data
 from pipeline.config import PrepareConfig
 from pipeline.dataset import Dataset
 from pipeline.inputs import absolute_spec, find_videos
+from pipeline.job_progress import JobProgress
 from pipeline.listing import each_of_page, listed
 from pipeline.load_config import NOT_PART_OF_A_RESULT, fingerprint
 from pipeline.placement import actor_pool, start_ray, tasks, torch_device, torch_threads, unwrap
-from pipeline.progress import Progress, say
+from pipeline.progress import say
 from pipeline.records import FLOW_SCHEMA_VERSION
 from pipeline.stages.decode_clip import decode_clip
 from pipeline.stages.estimate_flow import EstimateFlow, load_estimator, with_absolute_weights
@@ -36,7 +37,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     tracker = Tracker.start(config.tracking, run_config=config, **job)
     began, totals = time.monotonic(), UnitTotals()
     try:
-        with Progress(unit="clips") as progress:
+        with JobProgress("prepare", config.output, unit="clips", totals=totals) as progress:
             for row in flow_shards(config, dataset).iter_rows():
                 totals.add(row)
                 if row["reason"]:

@@ -11,12 +11,12 @@ from pipeline.config import SegmentConfig
 from pipeline.dataset import Dataset
 from pipeline.inference import read_model_card
 from pipeline.inputs import absolute_spec, find_images
+from pipeline.job_progress import JobProgress
 from pipeline.listing import each_of_page, listed
 from pipeline.load_config import fingerprint
 from pipeline.masks import MASK_SCHEMA_VERSION
 from pipeline.model_card import ModelCard, PinnedConfig, pin, with_absolute_paths
 from pipeline.placement import actor_pool, start_ray, tasks, torch_device, torch_threads, unwrap
-from pipeline.progress import Progress
 from pipeline.stages.load_chunk import load_chunk
 from pipeline.stages.plan_chunks import inputs_of, plan_chunks
 from pipeline.stages.segment_images import SegmentImages
@@ -39,7 +39,7 @@ def segment(config: SegmentConfig) -> dict[str, Any]:
     tracker = Tracker.start(config.tracking, run_config=pinned, **job)
     began, totals, num_errors = time.monotonic(), UnitTotals(), 0
     try:
-        with Progress(unit="chunks") as progress:
+        with JobProgress("segment", config.output, unit="chunks", totals=totals) as progress:
             for row in mask_shards(pinned, card, dataset).iter_rows():
                 totals.add(row)
                 num_errors += row["num_errors"]

@@ -18,9 +18,9 @@ from pipeline.dataset import Dataset
 from pipeline.events import ClusterMailbox, Event
 from pipeline.failure_policy import MAX_TRAIN_FAILURES
 from pipeline.flow_dataset import FlowDataset, open_flow_dataset, refuse_other_flow
+from pipeline.job_progress import JobProgress
 from pipeline.load_config import digest, fingerprint, flatten
 from pipeline.placement import start_ray, unwrap
-from pipeline.progress import Progress
 from pipeline.sample_cache import cache_folder
 from pipeline.summary import show_summary, write_summary
 from pipeline.tracking import Tracker
@@ -51,7 +51,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     events = ClusterMailbox()
     job = TrainJob(config=config, flow=flow, cache_name=cache_name(config, flow), events=events)
     try:
-        with Progress(total=config.num_steps, unit="steps") as progress:
+        with JobProgress("train", config.output, total=config.num_steps, unit="steps") as progress:
             log = TrainingLog(config.output, tracker, progress)
             for event in news(events, in_background(trainer(job))):
                 log.take(event)

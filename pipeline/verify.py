@@ -21,7 +21,7 @@ from pipeline.progress import Progress
 
 COMMANDS = {"flow": "gwm prepare", "masks": "gwm segment"}
 OURS = re.compile(
-    r"dataset\.json|manifest\.parquet|summary\.json|shards/[^/]+\.parquet|quarantine/[^/]+\.json"
+    r"dataset\.json|manifest\.parquet|summary\.json|progress\.json|shards/[^/]+\.parquet|quarantine/[^/]+\.json"
     r"|mlflow\.db(-\w+)?|mlflow_artifacts/.+|(png|overlay)/.+"
 )
 """Paths that gwm writes into a dataset."""

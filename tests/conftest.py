@@ -6,6 +6,7 @@ before it, whether a test of the session needs the S3 server or not.
 
 import os
 import random
+import secrets
 import shutil
 import signal
 import socket
@@ -15,7 +16,7 @@ import time
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ import numpy as np
 import pytest
 
 PROJECT = Path(__file__).parents[1]
-SERVER_MARKS = {"ray_local": "ray", "s3_server": "server", "mlflow_server": "server"}
+SERVER_MARKS = {"ray_local": "ray", "ray_cluster": "ray", "s3_server": "server", "mlflow_server": "server"}
 START_TIMEOUT_S = 120.0
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -158,6 +159,49 @@ def s3(make_bucket: Callable[[], Bucket]) -> Bucket:
     return make_bucket()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RayCluster:
+    """A Ray of two nodes on this machine's loopback, whose processes must know its token."""
+
+    address: str
+    """Of the dashboard, where jobs are submitted."""
+    environment: dict[str, str]
+    """Of a process that may use it."""
+    metrics: tuple[str, ...]
+    """Where each node's agent exports metrics."""
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3_environment: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+    """A head without CPUs and a node with two, as on a real cluster; both inherit the S3 credentials."""
+    folder = tmp_path_factory.mktemp("cluster")
+    python = Path(sys.executable).parent
+    environment = {
+        **os.environ,
+        "PATH": f"{python}{os.pathsep}{os.environ.get('PATH', '')}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    }
+    gcs, dashboard, client, *metrics = [_free_port() for _ in range(5)]
+    common = [
+        *(python / "ray", "start", "--block", "--disable-usage-stats", "--object-store-memory=100000000"),
+        *("--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"),
+    ]
+    head = [
+        *("--head", f"--port={gcs}", f"--ray-client-server-port={client}", "--num-cpus=0"),
+        *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--node-ip-address=127.0.0.1"),
+    ]
+    node = [f"--address=127.0.0.1:{gcs}", "--node-ip-address=127.0.0.1", "--num-cpus=2"]
+    with ExitStack() as nodes:
+        for name, words, port in zip(("head", "node"), (head, node), metrics, strict=True):
+            log = folder / f"{name}.log"
+            command = [*map(str, common), *words, f"--metrics-export-port={port}"]
+            nodes.enter_context(_server(command, log, partial(_has_started, log), environment))
+        exported = tuple(f"http://127.0.0.1:{port}/metrics" for port in metrics)
+        yield RayCluster(address=f"http://127.0.0.1:{dashboard}", environment=environment, metrics=exported)
+
+
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real MLflow server on loopback, its store in a temporary folder: its address."""
@@ -179,11 +223,18 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @contextmanager
-def _server(command: list[str], log: Path, is_ready: Callable[[], bool]) -> Iterator[None]:
+def _server(
+    command: list[str], log: Path, is_ready: Callable[[], bool], environment: dict[str, str] | None = None
+) -> Iterator[None]:
     """Starts a server in its own process group and ends the whole group afterwards."""
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, cwd=log.parent, start_new_session=True
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=log.parent,
+            start_new_session=True,
+            env=environment,
         )
     try:
         _wait_for(is_ready, process, log)
@@ -201,6 +252,8 @@ def _wait_for(is_ready: Callable[[], bool], process: subprocess.Popen[bytes], lo
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is not None:
+        return
     os.killpg(process.pid, signal.SIGTERM)
     try:
         process.wait(5)
@@ -236,6 +289,11 @@ def _s3_client(endpoint: str) -> Any:
         aws_access_key_id=os.environ["AWS_ACCESS_KEY_ID"],
         aws_secret_access_key=os.environ["AWS_SECRET_ACCESS_KEY"],
     )
+
+
+def _has_started(log: Path) -> bool:
+    """Whether a `ray start` has said that it is up."""
+    return "Ray runtime started" in log.read_text(errors="replace")
 
 
 def _takes_objects(endpoint: str) -> bool:

@@ -53,7 +53,7 @@ def plan_chunks(row: Row, config: SegmentConfig, dataset: Dataset, fingerprint: 
     if row["kind"] != "images" and dataset.is_quarantined(
         unit
     ):  # not looked at again: it may have taken its time to fail
-        return [{**_settled(row["source"], "quarantined", 1), "seconds_plan_chunks": 0.0}]
+        return _with_counts([_settled(row["source"], "quarantined", 1)], 0.0)
     try:
         chunks = [_image_chunk(row, unit)] if row["kind"] == "images" else _video_chunks(row, unit, config)
     except GwmError:
@@ -61,8 +61,15 @@ def plan_chunks(row: Row, config: SegmentConfig, dataset: Dataset, fingerprint: 
     except Exception as error:
         chunks = [failed_row({"unit": unit, "source": row["source"]}, "plan_chunks", error)]
     rows = _still_to_do(chunks, dataset, retry=config.retry_quarantined)
-    seconds = time.monotonic() - began
-    return [{**planned, "seconds_plan_chunks": 0.0 if i else seconds} for i, planned in enumerate(rows)]
+    return _with_counts(rows, time.monotonic() - began)
+
+
+def _with_counts(rows: list[Row], seconds: float) -> list[Row]:
+    """The rows of an input; the first counts the input, its units and the time."""
+    units = sum(row.get("num_units", 1) for row in rows)
+    own = {"num_inputs": 1, "input_units": units, "seconds_plan_chunks": seconds}
+    none = {"num_inputs": 0, "input_units": 0, "seconds_plan_chunks": 0.0}
+    return [{**row, **(none if i else own)} for i, row in enumerate(rows)]
 
 
 def _input_row(kind: str, sources: list[Source]) -> Row:

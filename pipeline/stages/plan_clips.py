@@ -44,8 +44,13 @@ def plan_clips(row: Row, config: PrepareConfig, dataset: Dataset, fingerprint: s
         rows = [failed_row({"unit": unit, "source": source.name}, "plan_clips", error)]
     seconds = time.monotonic() - began
     first, *others = rows
-    none = {"num_inputs": 0, "seconds_plan_clips": 0.0}
-    return [{**first, "num_inputs": 1, "seconds_plan_clips": seconds}, *({**row, **none} for row in others)]
+    own = {
+        "num_inputs": 1,
+        "input_units": sum(row.get("num_units", 1) for row in rows),
+        "seconds_plan_clips": seconds,
+    }
+    none = {"num_inputs": 0, "input_units": 0, "seconds_plan_clips": 0.0}
+    return [{**first, **own}, *({**row, **none} for row in others)]
 
 
 def clip_spans(num_frames: int, clip_frames: int) -> list[tuple[int, int]]:

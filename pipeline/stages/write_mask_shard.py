@@ -110,6 +110,8 @@ def _summary(row: Row) -> Row:
         "status": row["status"],
         "reason": "",
         "num_units": int(row.get("num_units") or 1),
+        "num_inputs": int(row.get("num_inputs") or 0),
+        "input_units": int(row.get("input_units") or 0),
         "num_rows": 0,
         "num_bytes": 0,
         "num_errors": int(row.get("num_errors") or 0),

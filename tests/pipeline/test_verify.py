@@ -142,6 +142,7 @@ def test_repair_touches_nothing_that_is_not_ours(
     storage.write_bytes(storage.join(dataset.url, "shards", "table.parquet"), parquet_of_somebody())
     ours = [
         "summary.json",
+        "progress.json",
         "mlflow.db",
         "mlflow.db-wal",
         "mlflow_artifacts/1/a",
