@@ -161,7 +161,7 @@ def s3(make_bucket: Callable[[], Bucket]) -> Bucket:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RayCluster:
-    """A Ray of two nodes on this machine's loopback, whose processes must know its token."""
+    """A Ray of two nodes on this machine, whose processes must know its token."""
 
     address: str
     """Of the dashboard, where jobs are submitted."""
@@ -181,7 +181,6 @@ def ray_cluster(s3_environment: str, tmp_path_factory: pytest.TempPathFactory) -
         "PATH": f"{python}{os.pathsep}{os.environ.get('PATH', '')}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     }
     gcs, dashboard, client, *metrics = [_free_port() for _ in range(5)]
     common = [
@@ -190,9 +189,9 @@ def ray_cluster(s3_environment: str, tmp_path_factory: pytest.TempPathFactory) -
     ]
     head = [
         *("--head", f"--port={gcs}", f"--ray-client-server-port={client}", "--num-cpus=0"),
-        *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--node-ip-address=127.0.0.1"),
+        *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
     ]
-    node = [f"--address=127.0.0.1:{gcs}", "--node-ip-address=127.0.0.1", "--num-cpus=2"]
+    node = [f"--address=127.0.0.1:{gcs}", "--num-cpus=2"]
     with ExitStack() as nodes:
         for name, words, port in zip(("head", "node"), (head, node), metrics, strict=True):
             log = folder / f"{name}.log"
