@@ -24,6 +24,8 @@ from pipeline.storage_errors import without_secrets
 PREFIX = "gwm-"
 INTERRUPTED = 130
 SECONDS_BEFORE_RECONNECT = 2.0
+MAX_BREAKS = 3
+"""Of the connection, after which an ended job's log is as it is."""
 
 
 def job_client(address: str | None) -> JobSubmissionClient:
@@ -101,7 +103,7 @@ def runtime_s(job: JobDetails) -> float:
 
 async def _show_log(client: JobSubmissionClient, job_id: str) -> None:
     """Ray sends the log from its beginning; where the connection breaks, the part already shown is left out."""
-    shown = 0
+    shown = failures = 0
     while True:
         position, is_whole = 0, True
         try:
@@ -112,6 +114,9 @@ async def _show_log(client: JobSubmissionClient, job_id: str) -> None:
                 shown = max(shown, position)
         except (RuntimeError, aiohttp.ClientError):
             is_whole = False
-        if is_whole and client.get_job_status(job_id).is_terminal():
+            failures += 1
+        # Where the cluster is gone, this raises; where only the log's machine is, there is no more of it.
+        is_over = client.get_job_status(job_id).is_terminal()
+        if is_over and (is_whole or failures > MAX_BREAKS):
             return
         await asyncio.sleep(SECONDS_BEFORE_RECONNECT)
