@@ -17,7 +17,7 @@ NUM_VIDEOS = 3
 HEAD = """# A job on a cluster, from submit to resume
 
 Made by `infra/scripts/cluster`, on one machine: a Ray head without CPUs, a second node with two, token authentication,
-and SeaweedFS as the bucket. Only the machine's names and the clock are left out. Ray's own words are as they come.
+and SeaweedFS as the bucket. Names of buckets, ports and the clock are left out. The machine is shared: its times are no measurement.
 """
 ANONYMOUS = (
     (r"127\.0\.0\.1:\d+", "127.0.0.1:8265"),
