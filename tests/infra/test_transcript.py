@@ -17,7 +17,8 @@ NUM_VIDEOS = 3
 HEAD = """# A job on a cluster, from submit to resume
 
 Made by `infra/scripts/cluster`, on one machine: a Ray head without CPUs, a second node with two, token authentication,
-and SeaweedFS as the bucket. Names of buckets, ports and the clock are left out. The machine is shared: its times are no measurement.
+and SeaweedFS as the bucket. Names of buckets, ports and the clock are left out. The machine was shared: no time
+here is a measurement.
 """
 ANONYMOUS = (
     (r"127\.0\.0\.1:\d+", "127.0.0.1:8265"),
