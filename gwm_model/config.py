@@ -128,6 +128,8 @@ class MergeConfig:
     features: Literal["segmenter", "backbone"] = "segmenter"
     """Appearance features: the segmenter's own, or those of `backbone`."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    drop_stray_parts: bool = True
+    """Parts of the object that look more like the background than like the rest of it are background (paper: no)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

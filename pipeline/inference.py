@@ -2,7 +2,7 @@
 
 import hashlib
 import tempfile
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,8 +13,10 @@ from torch.nn import functional as F
 from gwm_model import choose_foreground, load_segmenter, merge_regions
 from gwm_model.backbone import Backbone, load_backbone
 from gwm_model.config import MergeConfig, RefineConfig
+from gwm_model.merge import foreground_probability
 from gwm_model.refine import guided_upsample
 from gwm_model.segmenter import Segmenter
+from gwm_model.stray_parts import StrayParts, find_stray_parts, remove_stray_parts
 from pipeline import storage
 from pipeline.errors import GwmError, UnitError
 from pipeline.images import Image
@@ -70,13 +72,47 @@ class RegionModel:
         return torch.cat(masks), torch.cat(features)
 
 
-def decide(
-    masks: Float[Tensor, "B K h w"], features: Float[Tensor, "B C i j"], *, is_video: bool
-) -> tuple[Int64[Tensor, "B K"], Int64[Tensor, " B"]]:
-    """Labels of the regions and the object's label: one decision for a video, else one for each image."""
-    video_ids = torch.zeros(len(masks), dtype=torch.int64, device=masks.device) if is_video else None
+@dataclass(frozen=True, slots=True)
+class ObjectRule:
+    """Which regions are the object of a video or of an image, and what of them is not."""
+
+    labels: Int64[Tensor, " K"]
+    object_is: Int64[Tensor, ""]
+    stray: StrayParts | None
+
+    def probability(
+        self, masks: Float[Tensor, "B K h w"], features: Float[Tensor, "B C i j"]
+    ) -> Float[Tensor, "B h w"]:
+        """The object's probability in frames of the video, or in the image."""
+        labels, object_is = self.labels.expand(len(masks), -1), self.object_is.expand(len(masks))
+        whole = foreground_probability(masks, labels, object_is)
+        return whole if self.stray is None else remove_stray_parts(whole, features, self.stray)
+
+
+def object_rule(
+    masks: Float[Tensor, "B K h w"], features: Float[Tensor, "B C i j"], merge: MergeConfig
+) -> ObjectRule:
+    """One decision for a video, from some of its frames, or for an image."""
+    video_ids = torch.zeros(len(masks), dtype=torch.int64, device=masks.device)
     labels = merge_regions(masks, features, video_ids)
-    return labels, choose_foreground(masks, labels, video_ids)
+    object_is = choose_foreground(masks, labels, video_ids)
+    rule = ObjectRule(labels[0], object_is[0], None)
+    if not merge.drop_stray_parts:
+        return rule
+    return replace(rule, stray=find_stray_parts(rule.probability(masks, features), features))
+
+
+def object_probability(
+    masks: Float[Tensor, "B K h w"],
+    features: Float[Tensor, "B C i j"],
+    rule: ObjectRule | None,
+    merge: MergeConfig,
+) -> Float[Tensor, "B h w"]:
+    """The object's probability in frames of a video, by its rule; without one, in images, each by its own."""
+    if rule is not None:
+        return rule.probability(masks, features)
+    images = zip(masks[:, None], features[:, None], strict=True)
+    return torch.cat([object_rule(*image, merge).probability(*image) for image in images])
 
 
 def upsample(probabilities: Float[Tensor, "C h w"], height_px: int, width_px: int) -> Float[Tensor, "C H W"]:

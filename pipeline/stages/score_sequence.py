@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from gwm_model.merge import bipartitions, foreground_probability
+from gwm_model.merge import bipartitions, merge_regions
 from pipeline.config import DecodeLimits, EvaluateConfig
 from pipeline.errors import GwmError, UnitError
 from pipeline.frames import FrameList, read_frame_list
 from pipeline.images import Image
-from pipeline.inference import RegionModel, at_source, decide
+from pipeline.inference import ObjectRule, RegionModel, at_source, object_probability, object_rule
 from pipeline.metrics import Mask, boundary_f, jaccard
 from pipeline.model_card import ModelCard, anchor_positions
 from pipeline.pictures import picture_size
@@ -69,31 +69,25 @@ class ScoreSequence:
         return {**_frames_of(row), "num_resized": 0, **scores}
 
     def _score(self, row: Row, frames: FrameList) -> Iterator[dict[str, float]]:
-        decision = self._video_decision(frames) if row["is_video"] else None
+        rule = self._video_rule(frames) if row["is_video"] else None
         positions = list(row["frame_index"])
         for first in range(0, len(positions), self._config.batch_size):
             part = slice(first, first + self._config.batch_size)
             masks, features = self._regions(frames, positions[part])
-            labels, _ = decide(masks, features, is_video=False)
-            video_labels, object_is = decision or decide(masks, features, is_video=False)
+            objects = object_probability(masks, features, rule, self._config.merge)
+            own_labels = merge_regions(masks, features)
             truths = list(_truths(row["annotation_urls"][part], self._config.decode))
             grounds = self._grounds(frames, positions[part], truths)
             for image, (truth, ground) in enumerate(zip(truths, grounds, strict=True)):
-                chosen = 0 if decision else image
+                maps = torch.cat([objects[image, None], masks[image]])
                 height_px, width_px = truth.shape
-                scores = protocol_scores(
-                    at_source(masks[image], height_px, width_px, ground, self._config.refine),
-                    truth,
-                    video_labels[chosen],
-                    object_is[chosen],
-                    labels[image],
-                )
+                maps = at_source(maps, height_px, width_px, ground, self._config.refine)
+                scores = protocol_scores(maps[0], maps[1:], own_labels[image], truth)
                 yield _inside(scores, row, first + image)
 
-    def _video_decision(self, frames: FrameList) -> tuple[Int64[Tensor, "1 K"], Int64[Tensor, " 1"]]:
+    def _video_rule(self, frames: FrameList) -> ObjectRule:
         anchors = anchor_positions(len(frames), self._config.anchor_frames)
-        labels, object_is = decide(*self._regions(frames, anchors), is_video=True)
-        return labels[:1], object_is[:1]
+        return object_rule(*self._regions(frames, anchors), self._config.merge)
 
     def _grounds(
         self, frames: FrameList, positions: Sequence[int], truths: Sequence[Mask]
@@ -114,22 +108,20 @@ class ScoreSequence:
 
 
 def protocol_scores(
+    object_probability: Float[Tensor, "H W"],
     regions: Float[Tensor, "K H W"],
-    truth: Mask,
     labels: Int64[Tensor, " K"],
-    object_is: Int64[Tensor, ""],
-    frame_labels: Int64[Tensor, " K"],
+    truth: Mask,
 ) -> dict[str, float]:
-    """J of one frame under each protocol, and label_free's F, from region probabilities at the ground truth's size.
+    """J of one frame under each protocol, and label_free's F, from probabilities at the ground truth's size.
 
-    label_free: the object is the side `object_is` of `labels`. paper: of the sides of `frame_labels`, the
-    frame's own cut, the one nearer to the truth. oracle: of all bipartitions' sides. The last two count two
+    label_free: the object as `gwm segment` finds it. paper: of the sides of `labels`, the frame's own cut, the one
+    nearer to the truth. oracle: of all bipartitions' sides. The last two know nothing of stray parts, and count two
     empty masks as 0, as the paper's code does.
     """
     target = torch.from_numpy(truth).to(regions.device)
-    free = foreground_probability(regions[None], labels[None], object_is[None])[0]
-    mask = (free > 0.5).cpu().numpy()
-    sides = torch.stack([frame_labels, 1 - frame_labels])
+    mask = (object_probability > 0.5).cpu().numpy()
+    sides = torch.stack([labels, 1 - labels])
     splits = bipartitions(len(regions), regions.device)
     every = torch.cat([splits, 1 - splits])
     return {

@@ -4,19 +4,16 @@ import time
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
-from gwm_model.merge import foreground_probability
 from pipeline.config import SegmentConfig
 from pipeline.errors import GwmError, UnitError
 from pipeline.images import Image
-from pipeline.inference import RegionModel, at_source, decide
+from pipeline.inference import ObjectRule, RegionModel, at_source, object_probability, object_rule
 from pipeline.masks import MaskRow, encode_mask
 from pipeline.records import Row, decode_image
 from pipeline.stages.failure import failed_row
-
-Decision = tuple[Int64[Tensor, "B K"], Int64[Tensor, " B"]]
 
 
 class SegmentImages:
@@ -27,7 +24,7 @@ class SegmentImages:
         self._config = config
         self._model = RegionModel(config.model, config.merge, batch_size=config.batch_size, device=device)
         self._video = ""
-        self._decision: Decision | None = None
+        self._rule: ObjectRule | None = None
 
     def __call__(self, row: Row) -> Row:
         """The row with `masks`, one MaskRow an image, instead of its images; other rows pass unchanged."""
@@ -48,8 +45,9 @@ class SegmentImages:
         images = torch.from_numpy(np.array(row["images"], order="C"))
         if len(images):
             regions, features = self._model.regions(images)
-            labels, object_is = self._choice(row, regions, features)
-            found = iter(zip(regions, labels, object_is, strict=True))
+            rule = None if row["kind"] == "images" else self._rule_of(row)
+            objects = object_probability(regions, features, rule, self._config.merge)
+            found = iter(zip(regions, objects, strict=True))
         refine = self._config.refine
         grounds = iter(row["pictures"] if refine.method != "none" else ())
         is_image = row["kind"] == "images"
@@ -70,33 +68,30 @@ class SegmentImages:
             rows.append(MaskRow(**place, height_px=height_px, width_px=width_px, **mask))
         return rows
 
-    def _choice(self, row: Row, regions: Tensor, features: Tensor) -> Decision:
-        """Labels and object of each image: a video's from its anchors, others' from themselves."""
-        if row["kind"] == "images":
-            return decide(regions, features, is_video=False)
-        if self._decision is None or self._video != row["video"]:
+    def _rule_of(self, row: Row) -> ObjectRule:
+        """What a video's anchors decide; kept for its other chunks."""
+        if self._rule is None or self._video != row["video"]:
             anchors = torch.from_numpy(np.array(row["anchors"], order="C"))
             if not len(anchors):
                 raise UnitError(f"none of the anchor frames of {row['source']} can be read")
-            labels, object_is = decide(*self._model.regions(anchors), is_video=True)
-            self._video, self._decision = row["video"], (labels[:1], object_is[:1])
-        labels, object_is = self._decision
-        return labels.expand(len(regions), -1), object_is.expand(len(regions))
+            self._video, self._rule = (
+                row["video"],
+                object_rule(*self._model.regions(anchors), self._config.merge),
+            )
+        return self._rule
 
 
 def object_mask(
     regions: Float[Tensor, "K h w"],
-    labels: Int64[Tensor, " K"],
-    object_is: Int64[Tensor, ""],
+    probability: Float[Tensor, "h w"],
     height_px: int,
     width_px: int,
     ground: Image | None,
     config: SegmentConfig,
 ) -> Row:
     """Columns of the mask record at the source's size: the object where its probability is above 0.5."""
-    probability = foreground_probability(regions[None], labels[None], object_is[None])
     size = (height_px, width_px)
-    object_at_source = at_source(probability, *size, ground, config.refine)[0].cpu().numpy()
+    object_at_source = at_source(probability[None], *size, ground, config.refine)[0].cpu().numpy()
     mask = object_at_source > 0.5
     columns = {
         "mask_rle": encode_mask(mask),

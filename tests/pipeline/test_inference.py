@@ -8,9 +8,18 @@ from gwm_model import load_segmenter
 from gwm_model.config import BackboneConfig, MergeConfig
 from pipeline.config import EvaluateConfig, SegmentConfig
 from pipeline.errors import GwmError
-from pipeline.inference import RegionModel, decide, open_segmenter, read_model_card, upsample
+from pipeline.inference import (
+    RegionModel,
+    object_probability,
+    object_rule,
+    open_segmenter,
+    read_model_card,
+    upsample,
+)
 from pipeline.load_config import fingerprint
 from pipeline.model_card import anchor_positions, pin, with_absolute_paths
+
+WHOLE = MergeConfig(drop_stray_parts=False)
 
 
 @pytest.mark.parametrize(("frames", "anchors"), [(1, 16), (5, 16), (16, 16), (17, 16), (1000, 16), (7, 3)])
@@ -96,11 +105,14 @@ def test_a_video_is_one_decision_and_images_are_many():
     generator = torch.Generator().manual_seed(0)
     masks = torch.softmax(3 * torch.randn(6, 4, 10, 12, generator=generator), 1)
     features = torch.randn(6, 5, 5, 6, generator=generator)
-    labels, object_is = decide(masks, features, is_video=True)
-    assert (labels == labels[0]).all()
-    assert (object_is == object_is[0]).all()
-    alone, _ = decide(masks, features, is_video=False)
-    assert len(alone.unique(dim=0)) > 1
+    rule = object_rule(masks, features, WHOLE)
+    video = object_probability(masks, features, rule, WHOLE)
+    assert torch.equal(video, masks[:, rule.labels == rule.object_is].sum(1))
+    alone = object_probability(masks, features, None, WHOLE)
+    decided = [object_rule(*image, WHOLE) for image in zip(masks.split(1), features.split(1), strict=True)]
+    assert len({tuple(rule.labels.tolist()) for rule in decided}) > 1
+    for image, own in enumerate(decided):
+        assert torch.equal(alone[image], masks[image, own.labels == own.object_is].sum(0))
 
 
 def test_convention_upsampling_is_bilinear_between_pixel_centres():
