@@ -113,13 +113,16 @@ def _image(item: Item, raw: RawDataset) -> tuple[bytes, tuple[int, ...]]:
 def _report(name: str, raw: RawDataset, planned: Plan, target: str, num_written: int) -> Iterator[str]:
     """What is there now, and what of it is scored."""
     sequences = {item.name.partition("/")[0] for item in planned.items}
-    videos = f"{len(sequences)} sequences, " if raw.layout != "images" else ""
+    images = (
+        f"{len(sequences)} sequences, {len(planned.items)} frames"
+        if raw.is_video
+        else f"{len(planned.items)} images"
+    )
     annotated = sum(bool(item.truth) for item in planned.items)
-    images = f"{len(planned.items)} images, {annotated} with ground truth"
-    yield f"{name}: {videos}{images}, in {target}; {num_written} written now."
+    yield f"{name}: {images}, {annotated} with ground truth, in {target}; {num_written} written now."
     scored = read_layout(raw.layout, target).sequences
     official, paper = (
         sum(len(positions(raw.layout, sequence)) for sequence in scored)
         for positions in (official_positions, paper_positions)
     )
-    yield f"gwm evaluate dataset={raw.layout} data={target} scores {official} of them, protocol=paper {paper}."
+    yield f"gwm evaluate dataset={raw.layout} data={target} scores {official}, by the paper's protocol {paper}."

@@ -35,12 +35,12 @@ def plan(raw: RawDataset, source: str) -> Plan:
 
     GwmError: a list that is missing, two files for one image, a frame without a number.
     """
-    found: list[Item | str] = list((_videos if raw.layout != "images" else _images)(raw, source))
+    found = list(_videos(raw, source) if raw.is_video else _images(raw, source))
     items = tuple(one for one in found if isinstance(one, Item))
     problems = [one for one in found if isinstance(one, str)]
-    frames = "frames" if raw.layout != "images" else "images"
     if raw.num_images not in (None, len(items)):
-        problems.append(f"There should be {raw.num_images} {frames} in {source}: {len(items)} are there.")
+        what = "frames" if raw.is_video else "images"
+        problems.append(f"There should be {raw.num_images} {what} in {source}: {len(items)} are there.")
     return Plan(items, tuple(problems))
 
 

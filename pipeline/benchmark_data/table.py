@@ -15,8 +15,9 @@ The grey levels of fbms59, and that its .ppm files go before .pgm, are those of 
 which the paper's code points to. Its tools/SegTrack_clean.py merges the objects of five of the six sequences that
 have several, and leaves penguin's six apart; here penguin's are merged too, since one mask is scored.
 
-The 1000 images of cub are the test split of ReDO (Chen et al., NeurIPS 2019), which Voynov et al. (Big GANs Are
-Watching You) and Melas-Kyriazi et al. (Finding an Unsupervised Image Segmenter) report on: the paper's comparison.
+The 1000 images of cub are the test split that ReDO published (Chen et al., NeurIPS 2019). The paper's code, as that of
+Melas-Kyriazi et al., from whom it has its image benchmarks, scores folders of 1000 test images and does not say
+which they are; this is the published split of that size.
 """
 
 from collections.abc import Mapping
@@ -66,7 +67,13 @@ class RawDataset:
     square: bool = False
     """Images and masks are cut to their centre squares."""
     num_sequences: int | None = None
+    """How many the lists name."""
     num_images: int | None = None
+
+    @property
+    def is_video(self) -> bool:
+        """Whether it has sequences of frames, and not single images."""
+        return self.layout != "images"
 
 
 HALF = GreyLevels(above=0.5)
@@ -96,7 +103,6 @@ RAW_DATASETS: Mapping[str, RawDataset] = {
         images=("JPEGImages/{sequence}", "PNGImages/{sequence}"),
         truth=("GroundTruth/{sequence}",),
         sequences=tuple(SEGTRACK.split()),
-        num_sequences=14,
         num_images=1066,
     ),
     "fbms59": RawDataset(
@@ -107,7 +113,6 @@ RAW_DATASETS: Mapping[str, RawDataset] = {
         image_suffixes=frozenset((".jpg",)),
         truth_suffixes=(frozenset((".ppm",)), frozenset((".pgm",))),
         levels=GreyLevels(above=0.1, above_in={"marple7": 0.05, "marple2": 0.4}, ppm_background_above=0.99),
-        num_sequences=59,
     ),
     "cub": RawDataset(
         layout="images",

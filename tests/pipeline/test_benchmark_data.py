@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from pipeline import storage
 from pipeline.benchmark_data import arrange as arranging
 from pipeline.benchmark_data.__main__ import main
 from pipeline.benchmark_data.arrange import arrange
@@ -261,8 +263,8 @@ def test_davis_2016_lists_its_sequences_frame_by_frame(
             read_mask(str(raw / name), DecodeLimits()), read_mask(str(target / name), DecodeLimits())
         )
     said = capsys.readouterr().err
-    assert f"1 sequences, 60 images, 60 with ground truth, in {target}; 60 written now." in said
-    assert f"gwm evaluate dataset=davis2016 data={target} scores 58 of them, protocol=paper 57." in said
+    assert f"1 sequences, 60 frames, 60 with ground truth, in {target}; 60 written now." in said
+    assert f"gwm evaluate dataset=davis2016 data={target} scores 58, by the paper's protocol 57." in said
 
 
 def test_davis_without_its_lists_is_refused(write: Write, raw: Path, target: Path) -> None:
@@ -470,6 +472,18 @@ def test_lists_of_cub_that_do_not_fit_are_refused(write: Write, raw: Path, targe
     (raw / "train_val_test_split.txt").write_text("1\n")
     with pytest.raises(GwmError, match=r"split.txt should have two words on each line, not '1'"):
         arrange("cub", str(raw), str(target))
+
+
+def test_source_and_target_may_be_in_buckets(pairs: Path, s3: Any) -> None:
+    for name, data in files(pairs).items():
+        storage.write_bytes(f"{s3.url}/raw/{name}", data)
+    assert arrange("ecssd", f"{s3.url}/raw", f"{s3.url}/ecssd")
+    (group,) = read_layout("images", f"{s3.url}/ecssd").sequences
+    assert group.frame_names == ("a", "b")
+    assert storage.read_bytes(group.frame_urls[0]) == (pairs / "images/a.jpg").read_bytes()
+    storage.delete(f"{s3.url}/ecssd/masks/a.png")
+    assert arrange("ecssd", f"{s3.url}/raw", f"{s3.url}/ecssd")
+    assert storage.exists(f"{s3.url}/ecssd/masks/a.png")
 
 
 def test_a_wrong_command_line_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
