@@ -134,7 +134,7 @@ def test_fbms_objects_are_above_a_grey_level(
 
 def test_fbms_colours_are_objects_on_white(write: Write, raw: Path, target: Path) -> None:
     painted = colours((255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 0, 0), (252, 252, 252), (253, 253, 253))
-    other = {"dogs01_0001_PROB_gt.ppm": picture(0), "dogs01_0001.pgm": picture(0)[..., 0]}
+    other = {"dogs01_0001_PROB_gt.ppm": picture(100), "dogs01_0001.pgm": picture(0)[..., 0]}
     write_fbms(write, "dogs01", {"dogs01_0001_gt.ppm": painted, **other}, ["dogs01_0001"])
     assert not arrange("fbms59", str(raw), str(target), partly=True)
     assert first_row(target, "Annotations/dogs01/00001.png") == [255, 255, 255, 0, 255, 0, 0, 0]
