@@ -46,12 +46,31 @@ def read_model_card(url: str) -> ModelCard:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class ObjectRule:
+    """Which regions are the object of a video or of an image, and what of them is not."""
+
+    labels: Int64[Tensor, " K"]
+    object_is: Int64[Tensor, ""]
+    stray: StrayParts | None
+
+    def probability(
+        self, masks: Float[Tensor, "B K h w"], features: Float[Tensor, "B C i j"]
+    ) -> Float[Tensor, "B h w"]:
+        """The object's probability in frames of the video, or in the image."""
+        labels, object_is = self.labels.expand(len(masks), -1), self.object_is.expand(len(masks))
+        whole = foreground_probability(masks, labels, object_is)
+        return whole if self.stray is None else remove_stray_parts(whole, features, self.stray)
+
+
 class RegionModel:
     """Regions of images and features to merge them by, batch by batch on one device."""
 
     def __init__(self, url: str, merge: MergeConfig, *, batch_size: int, device: str) -> None:
         self._segmenter, _ = open_segmenter(url, device)
         self._merger = _open_merger(merge, device)
+        pretrained = self._segmenter.backbone is not None or self._merger is not None
+        self._drops_stray_parts = merge.drop_stray_parts and pretrained
         self._batch_size = batch_size
         self._device = device
 
@@ -71,48 +90,28 @@ class RegionModel:
             )
         return torch.cat(masks), torch.cat(features)
 
+    def rule(self, masks: Float[Tensor, "B K h w"], features: Float[Tensor, "B C i j"]) -> ObjectRule:
+        """One decision for a video, from some of its frames, or for one image.
 
-@dataclass(frozen=True, slots=True)
-class ObjectRule:
-    """Which regions are the object of a video or of an image, and what of them is not."""
+        Stray parts are looked for by the features of a pretrained backbone only: a network that has learned from motion
+        alone knows no likeness but motion's.
+        """
+        video_ids = torch.zeros(len(masks), dtype=torch.int64, device=masks.device)
+        labels = merge_regions(masks, features, video_ids)
+        object_is = choose_foreground(masks, labels, video_ids)
+        rule = ObjectRule(labels[0], object_is[0], None)
+        if not self._drops_stray_parts:
+            return rule
+        return replace(rule, stray=find_stray_parts(rule.probability(masks, features), features))
 
-    labels: Int64[Tensor, " K"]
-    object_is: Int64[Tensor, ""]
-    stray: StrayParts | None
-
-    def probability(
-        self, masks: Float[Tensor, "B K h w"], features: Float[Tensor, "B C i j"]
+    def objects(
+        self, masks: Float[Tensor, "B K h w"], features: Float[Tensor, "B C i j"], rule: ObjectRule | None
     ) -> Float[Tensor, "B h w"]:
-        """The object's probability in frames of the video, or in the image."""
-        labels, object_is = self.labels.expand(len(masks), -1), self.object_is.expand(len(masks))
-        whole = foreground_probability(masks, labels, object_is)
-        return whole if self.stray is None else remove_stray_parts(whole, features, self.stray)
-
-
-def object_rule(
-    masks: Float[Tensor, "B K h w"], features: Float[Tensor, "B C i j"], merge: MergeConfig
-) -> ObjectRule:
-    """One decision for a video, from some of its frames, or for an image."""
-    video_ids = torch.zeros(len(masks), dtype=torch.int64, device=masks.device)
-    labels = merge_regions(masks, features, video_ids)
-    object_is = choose_foreground(masks, labels, video_ids)
-    rule = ObjectRule(labels[0], object_is[0], None)
-    if not merge.drop_stray_parts:
-        return rule
-    return replace(rule, stray=find_stray_parts(rule.probability(masks, features), features))
-
-
-def object_probability(
-    masks: Float[Tensor, "B K h w"],
-    features: Float[Tensor, "B C i j"],
-    rule: ObjectRule | None,
-    merge: MergeConfig,
-) -> Float[Tensor, "B h w"]:
-    """The object's probability in frames of a video, by its rule; without one, in images, each by its own."""
-    if rule is not None:
-        return rule.probability(masks, features)
-    images = zip(masks[:, None], features[:, None], strict=True)
-    return torch.cat([object_rule(*image, merge).probability(*image) for image in images])
+        """The object's probability in frames of a video, by its rule; without one, in images, each by its own."""
+        if rule is not None:
+            return rule.probability(masks, features)
+        images = zip(masks[:, None], features[:, None], strict=True)
+        return torch.cat([self.rule(*image).probability(*image) for image in images])
 
 
 def upsample(probabilities: Float[Tensor, "C h w"], height_px: int, width_px: int) -> Float[Tensor, "C H W"]:

@@ -14,7 +14,7 @@ from pipeline.config import DecodeLimits, EvaluateConfig
 from pipeline.errors import GwmError, UnitError
 from pipeline.frames import FrameList, read_frame_list
 from pipeline.images import Image
-from pipeline.inference import ObjectRule, RegionModel, at_source, object_probability, object_rule
+from pipeline.inference import ObjectRule, RegionModel, at_source
 from pipeline.metrics import Mask, boundary_f, jaccard
 from pipeline.model_card import ModelCard, anchor_positions
 from pipeline.pictures import picture_size
@@ -74,7 +74,7 @@ class ScoreSequence:
         for first in range(0, len(positions), self._config.batch_size):
             part = slice(first, first + self._config.batch_size)
             masks, features = self._regions(frames, positions[part])
-            objects = object_probability(masks, features, rule, self._config.merge)
+            objects = self._model.objects(masks, features, rule)
             own_labels = merge_regions(masks, features)
             truths = list(_truths(row["annotation_urls"][part], self._config.decode))
             grounds = self._grounds(frames, positions[part], truths)
@@ -87,7 +87,7 @@ class ScoreSequence:
 
     def _video_rule(self, frames: FrameList) -> ObjectRule:
         anchors = anchor_positions(len(frames), self._config.anchor_frames)
-        return object_rule(*self._regions(frames, anchors), self._config.merge)
+        return self._model.rule(*self._regions(frames, anchors))
 
     def _grounds(
         self, frames: FrameList, positions: Sequence[int], truths: Sequence[Mask]

@@ -10,7 +10,7 @@ from torch import Tensor
 from pipeline.config import SegmentConfig
 from pipeline.errors import GwmError, UnitError
 from pipeline.images import Image
-from pipeline.inference import ObjectRule, RegionModel, at_source, object_probability, object_rule
+from pipeline.inference import ObjectRule, RegionModel, at_source
 from pipeline.masks import MaskRow, encode_mask
 from pipeline.records import Row, decode_image
 from pipeline.stages.failure import failed_row
@@ -46,7 +46,7 @@ class SegmentImages:
         if len(images):
             regions, features = self._model.regions(images)
             rule = None if row["kind"] == "images" else self._rule_of(row)
-            objects = object_probability(regions, features, rule, self._config.merge)
+            objects = self._model.objects(regions, features, rule)
             found = iter(zip(regions, objects, strict=True))
         refine = self._config.refine
         grounds = iter(row["pictures"] if refine.method != "none" else ())
@@ -76,7 +76,7 @@ class SegmentImages:
                 raise UnitError(f"none of the anchor frames of {row['source']} can be read")
             self._video, self._rule = (
                 row["video"],
-                object_rule(*self._model.regions(anchors), self._config.merge),
+                self._model.rule(*self._model.regions(anchors)),
             )
         return self._rule
 
