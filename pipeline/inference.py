@@ -3,6 +3,7 @@
 import hashlib
 import tempfile
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from gwm_model import choose_foreground, load_segmenter, merge_regions
 from gwm_model.backbone import Backbone, load_backbone
 from gwm_model.config import MergeConfig, RefineConfig
+from gwm_model.crf import crf_upsample
 from gwm_model.refine import guided_upsample
 from gwm_model.segmenter import Segmenter
 from pipeline import storage
@@ -42,6 +44,12 @@ def read_model_card(url: str) -> ModelCard:
     return ModelCard(
         sha256=sha256, height_px=config.height_px, width_px=config.width_px, num_masks=config.num_masks
     )
+
+
+def check_refinement(refine: RefineConfig) -> None:
+    """GwmError if masks are to be refined with a package that is not installed."""
+    if refine.method == "crf" and find_spec("pydensecrf") is None:
+        raise GwmError('refine.method=crf needs the extra crf: pip install "gwm[crf]"')
 
 
 class RegionModel:
@@ -85,6 +93,20 @@ def upsample(probabilities: Float[Tensor, "C h w"], height_px: int, width_px: in
     return F.interpolate(probabilities[None], size=size, mode="bilinear", align_corners=False)[0]
 
 
+def refined(
+    probabilities: Float[Tensor, "K h w"], ground: Image, refine: RefineConfig
+) -> Float[Tensor, "K H W"]:
+    """Probabilities at the size of `ground`, a picture of their source, along its edges.
+
+    The CRF takes them as those of all regions, summing to 1; the guided filter is linear and takes any.
+    """
+    check_refinement(refine)
+    picture = torch.from_numpy(ground.transpose(2, 0, 1).copy()).to(probabilities.device)[None].float() / 255
+    if refine.method == "crf":
+        return crf_upsample(probabilities[None], picture)[0]
+    return guided_upsample(probabilities[None], picture, refine)[0]
+
+
 def at_source(
     probabilities: Float[Tensor, "C h w"],
     height_px: int,
@@ -94,8 +116,7 @@ def at_source(
 ) -> Float[Tensor, "C H W"]:
     """Probabilities at their source's size; refined along the edges of `ground`, a picture of the source, if given."""
     if ground is not None:
-        picture = torch.from_numpy(ground.transpose(2, 0, 1).copy()).to(probabilities.device)
-        probabilities = guided_upsample(probabilities[None], picture[None].float() / 255, refine)[0]
+        probabilities = refined(probabilities, ground, refine)
     return upsample(probabilities, height_px, width_px)
 
 

@@ -1,6 +1,7 @@
 """Masks of a chunk's images: the stage that holds the segmenter."""
 
 import time
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,12 +12,29 @@ from gwm_model.merge import foreground_probability
 from pipeline.config import SegmentConfig
 from pipeline.errors import GwmError, UnitError
 from pipeline.images import Image
-from pipeline.inference import RegionModel, at_source, decide
+from pipeline.inference import RegionModel, at_source, decide, refined
 from pipeline.masks import MaskRow, encode_mask
 from pipeline.records import Row, decode_image
 from pipeline.stages.failure import failed_row
 
 Decision = tuple[Int64[Tensor, "B K"], Int64[Tensor, " B"]]
+
+
+class DecidedRegions(NamedTuple):
+    """The regions of a chunk's readable images, and which of them are the object."""
+
+    regions: Float[Tensor, "N K h w"]
+    labels: Int64[Tensor, "N K"]
+    object_is: Int64[Tensor, " N"]
+
+    def to_row(self) -> Row:
+        """Columns that carry them in a row."""
+        return {name: value.cpu().numpy() for name, value in self._asdict().items()}
+
+    @staticmethod
+    def of_row(row: Row) -> "DecidedRegions":
+        """The regions that `to_row` put into a row."""
+        return DecidedRegions(*(torch.from_numpy(np.array(row[name])) for name in DecidedRegions._fields))
 
 
 class SegmentImages:
@@ -30,45 +48,32 @@ class SegmentImages:
         self._decision: Decision | None = None
 
     def __call__(self, row: Row) -> Row:
-        """The row with `masks`, one MaskRow an image, instead of its images; other rows pass unchanged."""
+        """The row with `masks`, one MaskRow an image, instead of its images; other rows pass unchanged.
+
+        Masks that are refined by the CRF are left to `refine_masks`: the row then has what they are made of.
+        """
         if row["status"] != "planned":
             return row
         began = time.monotonic()
+        leaves_masks = self._config.refine.method == "crf"
         try:
-            masks = self._mask_rows(row)
+            decided = self._decided(row)
+            columns = decided.to_row() if leaves_masks else {"masks": chunk_masks(row, decided, self._config)}
         except GwmError:
             raise
         except Exception as error:
             return failed_row(row, "segment_images", error)
-        used = ("images", "anchors", *(() if self._config.write_png else ("pictures",)))
+        needs_pictures = leaves_masks or self._config.write_png
+        used = ("images", "anchors", *(() if needs_pictures else ("pictures",)))
         kept = {name: value for name, value in row.items() if name not in used}
-        return {**kept, "masks": masks, "seconds_segment_images": time.monotonic() - began}
+        return {**kept, **columns, "seconds_segment_images": time.monotonic() - began}
 
-    def _mask_rows(self, row: Row) -> list[MaskRow]:
+    def _decided(self, row: Row) -> DecidedRegions:
         images = torch.from_numpy(np.array(row["images"], order="C"))
-        if len(images):
-            regions, features = self._model.regions(images)
-            labels, object_is = self._choice(row, regions, features)
-            found = iter(zip(regions, labels, object_is, strict=True))
-        refine = self._config.refine
-        grounds = iter(row["pictures"] if refine.method != "none" else ())
-        is_image = row["kind"] == "images"
-        rows: list[MaskRow] = []
-        for number, error in enumerate(row["errors"]):
-            place = {
-                "source": row["names"][number if is_image else 0],
-                "frame_index": None if is_image else int(row["frame_index"][number]),
-            }
-            if error:
-                rows.append(MaskRow(**place, error=str(error)))
-                continue
-            height_px, width_px = int(row["heights_px"][number]), int(row["widths_px"][number])
-            ground = next(grounds, None)
-            if ground is not None:
-                ground = decode_image(ground)
-            mask = object_mask(*next(found), height_px, width_px, ground, self._config)
-            rows.append(MaskRow(**place, height_px=height_px, width_px=width_px, **mask))
-        return rows
+        if not len(images):
+            return DecidedRegions(torch.empty(0, 2, 1, 1), *torch.empty(2, 0, 2).long())
+        regions, features = self._model.regions(images)
+        return DecidedRegions(regions, *self._choice(row, regions, features))
 
     def _choice(self, row: Row, regions: Tensor, features: Tensor) -> Decision:
         """Labels and object of each image: a video's from its anchors, others' from themselves."""
@@ -84,6 +89,29 @@ class SegmentImages:
         return labels.expand(len(regions), -1), object_is.expand(len(regions))
 
 
+def chunk_masks(row: Row, decided: DecidedRegions, config: SegmentConfig) -> list[MaskRow]:
+    """The masks of a chunk's images in their order, with the sentence for each image that could not be read."""
+    found = zip(*decided, strict=True)
+    grounds = iter(row["pictures"] if config.refine.method != "none" else ())
+    is_image = row["kind"] == "images"
+    rows: list[MaskRow] = []
+    for number, error in enumerate(row["errors"]):
+        place = {
+            "source": row["names"][number if is_image else 0],
+            "frame_index": None if is_image else int(row["frame_index"][number]),
+        }
+        if error:
+            rows.append(MaskRow(**place, error=str(error)))
+            continue
+        height_px, width_px = int(row["heights_px"][number]), int(row["widths_px"][number])
+        ground = next(grounds, None)
+        if ground is not None:
+            ground = decode_image(ground)
+        mask = object_mask(*next(found), height_px, width_px, ground, config)
+        rows.append(MaskRow(**place, height_px=height_px, width_px=width_px, **mask))
+    return rows
+
+
 def object_mask(
     regions: Float[Tensor, "K h w"],
     labels: Int64[Tensor, " K"],
@@ -94,6 +122,10 @@ def object_mask(
     config: SegmentConfig,
 ) -> Row:
     """Columns of the mask record at the source's size: the object where its probability is above 0.5."""
+    if (
+        ground is not None and config.refine.method == "crf"
+    ):  # not linear: regions are refined before they are merged
+        regions, ground = refined(regions, ground, config.refine), None
     probability = foreground_probability(regions[None], labels[None], object_is[None])
     size = (height_px, width_px)
     object_at_source = at_source(probability, *size, ground, config.refine)[0].cpu().numpy()
