@@ -61,6 +61,29 @@ def test_masks_of_another_size_are_resized_and_counted(tmp_path):
     assert min(scored["j"]) > 0.85
 
 
+def test_single_images_have_the_scores_of_their_benchmarks(tmp_path):
+    """Grey predictions are probabilities, binary ones have one F_beta at all thresholds."""
+    for number in range(4):
+        truth = moving_box(number)
+        write(tmp_path / f"images/i{number}.png", np.zeros((48, 64, 3), np.uint8))
+        write(tmp_path / f"masks/i{number}.png", truth)
+        soft = cv2.GaussianBlur(np.roll(truth, 4, axis=1), (0, 0), 4) // 2  # nowhere above one half
+        write(tmp_path / f"found/i{number}.png", soft if number % 2 else np.roll(truth, 4, axis=1))
+    masks = str(tmp_path / "found")
+    (row,) = rows_of(EvaluateConfig(dataset="images", data=str(tmp_path), masks=masks, output="out"))
+    scored = score_sequence(row, DecodeLimits())
+    assert scored["j"] == pytest.approx([2 / 3, 0.0] * 2)
+    assert scored["accuracy"] == pytest.approx([1 - 160 / 3072, 1 - 400 / 3072] * 2)
+    assert scored["f_beta"] == pytest.approx([0.8, 0.0] * 2)
+    for number, curve in enumerate(scored["f_beta_curve"]):
+        assert len(curve) == 254
+        if number % 2:
+            assert curve[40] > 0.7
+            assert (curve[127:] == 0).all()
+        else:
+            assert curve == pytest.approx(0.8)
+
+
 def box(left, right, shape=(8, 12)):
     mask = np.zeros(shape, bool)
     mask[2:6, left:right] = True
@@ -128,12 +151,19 @@ def test_a_model_is_scored_under_every_protocol_in_one_pass(tmp_path, tiny_model
 
 
 @pytest.mark.parametrize(
-    ("method", "tolerance"), [("none", {"j": 2e-3, "f": 2e-3}), ("guided_filter", {"j": 2e-2, "f": 0.1})]
+    ("method", "tolerance"),
+    [
+        ("none", {"j": 2e-3, "f": 2e-3}),
+        ("guided_filter", {"j": 2e-2, "f": 0.1}),
+        ("crf", {"j": 2e-2, "f": 0.1}),
+    ],
 )
 def test_evaluating_a_model_is_segmenting_and_evaluating_the_masks(
     tmp_path, tiny_model, segment_stages, method, tolerance
 ):
     """The label-free protocol is what gwm segment does: the same anchors, the same masks, the same scores."""
+    if method == "crf":
+        pytest.importorskip("pydensecrf", reason="the extra crf is not installed")
     data = davis(tmp_path / "data", 11)
     refine = RefineConfig(method=method)
     segment = segment_stages.config(
@@ -171,6 +201,11 @@ def test_single_images_decide_for_themselves(tmp_path, tiny_model):
     )
     assert together["j_label_free"] == pytest.approx(alone["j_label_free"], abs=2e-3)
     assert len(together["j_paper"]) == 5
+    assert together["accuracy_label_free"] == pytest.approx(alone["accuracy_label_free"], abs=2e-3)
+    for curve, at_half in zip(
+        together["f_beta_curve_label_free"], together["f_beta_label_free"], strict=True
+    ):
+        assert curve[126] == pytest.approx(at_half, abs=0.02)  # above 127/255
 
 
 def test_the_paper_uses_the_frames_own_cut_and_label_free_the_videos(tmp_path, tiny_model):
