@@ -71,7 +71,8 @@ class SegmentImages:
     def _decided(self, row: Row) -> DecidedRegions:
         images = torch.from_numpy(np.array(row["images"], order="C"))
         if not len(images):
-            return DecidedRegions(torch.empty(0, 2, 1, 1), *torch.empty(2, 0, 2).long())
+            none = torch.empty(0, 2, dtype=torch.int64)
+            return DecidedRegions(torch.empty(0, 2, 1, 1), none, none[:, 0])
         regions, features = self._model.regions(images)
         return DecidedRegions(regions, *self._choice(row, regions, features))
 
@@ -122,9 +123,8 @@ def object_mask(
     config: SegmentConfig,
 ) -> Row:
     """Columns of the mask record at the source's size: the object where its probability is above 0.5."""
-    if (
-        ground is not None and config.refine.method == "crf"
-    ):  # not linear: regions are refined before they are merged
+    if ground is not None and config.refine.method == "crf":
+        # It is not linear and takes all regions: they are merged afterwards.
         regions, ground = refined(regions, ground, config.refine), None
     probability = foreground_probability(regions[None], labels[None], object_is[None])
     size = (height_px, width_px)
