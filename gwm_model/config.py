@@ -136,12 +136,15 @@ class MergeConfig:
 class RefineConfig:
     """How an object's mask comes from the network's grid to the image's size."""
 
-    method: Literal["none", "guided_filter"] = "none"
-    """`guided_filter` lets the mask follow the image's edges; `none` interpolates between the cells."""
+    method: Literal["none", "guided_filter", "crf"] = "none"
+    """`guided_filter` and `crf` let the mask follow the image's edges; `none` interpolates between the cells.
+
+    `crf` is the fully connected CRF, solved on CPUs; it needs the extra of that name.
+    """
     radius_cells: int = 2
-    """The filter's window, in cells of the network's grid to each side."""
+    """The guided filter's window, in cells of the network's grid to each side."""
     epsilon: float = 1e-4
-    """The filter's regularisation: colours in [0, 1] that vary less than this in a window do not count."""
+    """The guided filter's regularisation: colours in [0, 1] that vary less than this in a window do not count."""
 
     def __post_init__(self) -> None:
         at_least(1, radius_cells=self.radius_cells)

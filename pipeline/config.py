@@ -218,6 +218,8 @@ class SegmentPlacement(ClusterPlacement):
     plan_chunks: StagePlacement = field(default_factory=lambda: StagePlacement(num_cpus=0.25))
     load_chunk: StagePlacement = field(default_factory=lambda: StagePlacement(num_cpus=0.5))
     segment_images: StagePlacement = field(default_factory=StagePlacement)
+    refine_masks: StagePlacement = field(default_factory=lambda: StagePlacement(num_cpus=0.5))
+    """With refine.method=crf."""
     write_mask_shard: StagePlacement = field(default_factory=lambda: StagePlacement(num_cpus=0.25))
 
 

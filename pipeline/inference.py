@@ -3,6 +3,7 @@
 import hashlib
 import tempfile
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from gwm_model import choose_foreground, load_segmenter, merge_regions
 from gwm_model.backbone import Backbone, load_backbone
 from gwm_model.config import MergeConfig, RefineConfig
+from gwm_model.crf import crf_upsample
 from gwm_model.merge import foreground_probability
 from gwm_model.refine import guided_upsample
 from gwm_model.segmenter import Segmenter
@@ -44,6 +46,12 @@ def read_model_card(url: str) -> ModelCard:
     return ModelCard(
         sha256=sha256, height_px=config.height_px, width_px=config.width_px, num_masks=config.num_masks
     )
+
+
+def check_refinement(refine: RefineConfig) -> None:
+    """GwmError if masks are to be refined with a package that is not installed."""
+    if refine.method == "crf" and find_spec("pydensecrf") is None:
+        raise GwmError('refine.method=crf needs the extra crf: pip install "gwm[crf]"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +112,7 @@ class RegionModel:
             return rule
         return replace(rule, stray=find_stray_parts(rule.probability(masks, features), features))
 
-    def objects(
+    def object_probability(
         self, masks: Float[Tensor, "B K h w"], features: Float[Tensor, "B C i j"], rule: ObjectRule | None
     ) -> Float[Tensor, "B h w"]:
         """The object's probability in frames of a video, by its rule; without one, in images, each by its own."""
@@ -120,6 +128,20 @@ def upsample(probabilities: Float[Tensor, "C h w"], height_px: int, width_px: in
     return F.interpolate(probabilities[None], size=size, mode="bilinear", align_corners=False)[0]
 
 
+def refined(
+    probabilities: Float[Tensor, "K h w"], ground: Image, refine: RefineConfig
+) -> Float[Tensor, "K H W"]:
+    """Probabilities at the size of `ground`, a picture of their source, along its edges.
+
+    The CRF takes them as those of all regions, summing to 1; the guided filter is linear and takes any.
+    """
+    check_refinement(refine)
+    picture = torch.from_numpy(ground.transpose(2, 0, 1).copy()).to(probabilities.device)[None].float() / 255
+    if refine.method == "crf":
+        return crf_upsample(probabilities[None], picture)[0]
+    return guided_upsample(probabilities[None], picture, refine)[0]
+
+
 def at_source(
     probabilities: Float[Tensor, "C h w"],
     height_px: int,
@@ -129,9 +151,20 @@ def at_source(
 ) -> Float[Tensor, "C H W"]:
     """Probabilities at their source's size; refined along the edges of `ground`, a picture of the source, if given."""
     if ground is not None:
-        picture = torch.from_numpy(ground.transpose(2, 0, 1).copy()).to(probabilities.device)
-        probabilities = guided_upsample(probabilities[None], picture[None].float() / 255, refine)[0]
+        probabilities = refined(probabilities, ground, refine)
     return upsample(probabilities, height_px, width_px)
+
+
+def object_at_source(
+    probability: Float[Tensor, "h w"],
+    height_px: int,
+    width_px: int,
+    ground: Image | None,
+    refine: RefineConfig,
+) -> Float[Tensor, "H W"]:
+    """The object's probability at its source's size, refined as one of two sides that sum to 1."""
+    sides = torch.stack([1 - probability, probability])
+    return at_source(sides, height_px, width_px, ground, refine)[1]
 
 
 def _open_merger(merge: MergeConfig, device: str) -> Backbone | None:

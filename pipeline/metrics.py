@@ -8,7 +8,15 @@ import numpy as np
 import numpy.typing as npt
 
 Mask = npt.NDArray[np.bool_]
+Map = npt.NDArray[np.bool_] | npt.NDArray[np.float32]
+"""A mask, or foreground probabilities."""
+Counts = npt.NDArray[np.intp]
+Scores = dict[str, float | npt.NDArray[np.float64]]
 
+BETA_SQUARED = 0.3
+"""Weight of precision in F_beta, as usual for salient objects (Achanta et al., CVPR 2009)."""
+THRESHOLDS = np.divide(np.arange(1, 255), 255, dtype=np.float32)
+"""At which probabilities are cut for the maximum of F_beta; as exact as they are, so that equal is not above."""
 RECALLED = 0.5
 """A frame above this score counts as found."""
 CONTOUR_REACH = 0.008
@@ -51,6 +59,67 @@ def boundary_f(prediction: Mask, truth: Mask) -> float:
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
+def pixel_accuracy(prediction: Mask, truth: Mask) -> float:
+    """The share of pixels [H, W] on which two masks agree.
+
+    Raises:
+        ValueError: the sizes differ.
+    """
+    _check_size(prediction, truth)
+    return float(np.mean(prediction == truth))
+
+
+def f_beta(prediction: Mask, truth: Mask) -> float:
+    """F_beta: precision and recall of the pixels [H, W], weighted harmonic mean in [0, 1] with beta^2 = 0.3.
+
+    An empty prediction has precision 1, an empty ground truth recall 1.
+
+    Raises:
+        ValueError: the sizes differ.
+    """
+    _check_size(prediction, truth)
+    both, found = (np.array([np.count_nonzero(mask)]) for mask in (prediction & truth, prediction))
+    return float(_f_beta(both, found, int(np.count_nonzero(truth)))[0])
+
+
+def f_beta_curve(probability: Map, truth: Mask) -> npt.NDArray[np.float64]:
+    """F_beta of what lies above each of the 254 thresholds, of foreground probabilities [H, W].
+
+    The maximum of F_beta over a data set is that of the mean of its images' curves.
+
+    Raises:
+        ValueError: the sizes differ.
+    """
+    _check_size(probability, truth)
+    passed = np.searchsorted(THRESHOLDS, probability.ravel(), side="left")  # thresholds that a pixel is above
+    both, found = (
+        np.bincount(pixels, minlength=len(THRESHOLDS) + 1)[:0:-1].cumsum()[::-1]
+        for pixels in (passed[truth.ravel()], passed)
+    )
+    return _f_beta(both, found, int(np.count_nonzero(truth)))
+
+
+def mask_scores(found: Map, truth: Mask) -> Scores:
+    """`j` and `f` of a mask, or of foreground probabilities cut at one half."""
+    mask = found > 0.5
+    return {"j": jaccard(mask, truth), "f": boundary_f(mask, truth)}
+
+
+def image_scores(found: Map, truth: Mask) -> Scores:
+    """`j`, `f`, `accuracy`, `f_beta` and `f_beta_curve`, as benchmarks of single images have them.
+
+    There two empty masks have J 0.
+    """
+    mask = found > 0.5
+    return {
+        "j": jaccard(mask, truth, both_empty=0.0),
+        "f": boundary_f(mask, truth),
+        "accuracy": pixel_accuracy(mask, truth),
+        "f_beta": f_beta(mask, truth),
+        "f_beta_curve": f_beta_curve(found, truth),
+    }
+
+
 def recall(scores: Sequence[float]) -> float:
     """The share of a sequence's frames with a score above 0.5."""
     return float(np.mean(np.asarray(scores) > RECALLED))
@@ -67,11 +136,27 @@ def decay(scores: Sequence[float]) -> float:
 
 
 def binary_mask(image: npt.NDArray[np.uint8]) -> Mask:
-    """The foreground of a stored mask: above 128 where 255 occurs (antialiased 0/255), else above 0 (0/1)."""
-    return image > 128 if image.max(initial=0) == 255 else image > 0
+    """The foreground of a stored mask: above one half where 255 occurs (antialiased 0/255), else above 0 (0/1)."""
+    return image > 127 if image.max(initial=0) == 255 else image > 0
 
 
-def _check_size(prediction: Mask, truth: Mask) -> None:
+def soft_mask(image: npt.NDArray[np.uint8]) -> Map:
+    """A stored prediction: grey values are shares of 255, for probabilities; at most two values are a mask's."""
+    return np.divide(image, 255, dtype=np.float32) if len(np.unique(image)) > 2 else binary_mask(image)
+
+
+def _f_beta(both: Counts, found: Counts, num_true: int) -> npt.NDArray[np.float64]:
+    """F_beta from numbers of pixels: found and true, found, true."""
+    precision = np.where(found > 0, both / np.maximum(found, 1), 1.0)
+    recalled = both / num_true if num_true else np.ones(both.shape)
+    weighted = BETA_SQUARED * precision + recalled
+    f: npt.NDArray[np.float64] = (
+        (1 + BETA_SQUARED) * precision * recalled / np.where(weighted > 0, weighted, 1.0)
+    )
+    return f
+
+
+def _check_size(prediction: Map, truth: Mask) -> None:
     if prediction.shape != truth.shape:
         raise ValueError(f"a mask of {prediction.shape} pixels cannot be compared with one of {truth.shape}")
 

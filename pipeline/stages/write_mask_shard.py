@@ -21,7 +21,7 @@ MAX_NAME_BYTES = 200
 DIGEST_MARK = "~"
 PICTURES = (".png", ".jpg")
 """Suffixes of what is written: a folder that has one could be in the way of a file."""
-STAGES = ("plan_chunks", "load_chunk", "segment_images", "write_mask_shard")
+STAGES = ("plan_chunks", "load_chunk", "segment_images", "refine_masks", "write_mask_shard")
 
 
 def write_mask_shard(row: Row, config: SegmentConfig, dataset: Dataset) -> Row:

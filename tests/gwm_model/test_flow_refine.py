@@ -13,7 +13,9 @@ def moving_box():
     motion = torch.tensor([3.0, -1.0])[:, None, None]
     background = torch.tensor([-1.0, 0.5])[:, None, None]
     flow = torch.where(truth[:, None] > 0.5, motion, background)
-    return truth, flow[:, None] + 0.05 * torch.randn(1, 2, 2, 1, 1, generator=torch.Generator().manual_seed(0))
+    return truth, flow[:, None] + 0.05 * torch.randn(
+        1, 2, 2, 1, 1, generator=torch.Generator().manual_seed(0)
+    )
 
 
 def test_a_coarse_mask_takes_the_shape_of_what_moves():
@@ -54,7 +56,9 @@ def test_flow_that_one_motion_explains_changes_no_decision(motion):
 def test_the_answer_is_finite_and_a_probability_for_empty_and_full_masks():
     _, flow = moving_box()
     for value in (0.0, 1.0):
-        refined = explain_flow(torch.full((1, ROWS, COLUMNS), value), flow, torch.ones(1, 2, dtype=torch.bool))
+        refined = explain_flow(
+            torch.full((1, ROWS, COLUMNS), value), flow, torch.ones(1, 2, dtype=torch.bool)
+        )
         assert torch.isfinite(refined).all()
         assert (refined >= 0).all()
         assert (refined <= 1).all()

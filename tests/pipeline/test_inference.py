@@ -104,9 +104,9 @@ def test_a_video_is_one_decision_and_images_are_many(tiny_model):
     masks = torch.softmax(3 * torch.randn(6, 4, 10, 12, generator=generator), 1)
     features = torch.randn(6, 5, 5, 6, generator=generator)
     rule = model.rule(masks, features)
-    video = model.objects(masks, features, rule)
+    video = model.object_probability(masks, features, rule)
     assert torch.equal(video, masks[:, rule.labels == rule.object_is].sum(1))
-    alone = model.objects(masks, features, None)
+    alone = model.object_probability(masks, features, None)
     decided = [model.rule(*image) for image in zip(masks.split(1), features.split(1), strict=True)]
     assert len({tuple(rule.labels.tolist()) for rule in decided}) > 1
     for image, own in enumerate(decided):

@@ -1,0 +1,28 @@
+"""Masks of a chunk's images by the fully connected CRF: what takes CPUs, beside the stage that holds the network."""
+
+import time
+
+from pipeline.config import SegmentConfig
+from pipeline.errors import GwmError
+from pipeline.records import Row
+from pipeline.stages.failure import failed_row
+from pipeline.stages.segment_images import ChunkRegions, chunk_masks
+
+
+def refine_masks(row: Row, config: SegmentConfig) -> Row:
+    """The row with `masks`, one MaskRow an image, instead of its regions; other rows pass unchanged.
+
+    GwmError: the CRF's package is not installed.
+    """
+    if row["status"] != "planned":
+        return row
+    began = time.monotonic()
+    try:
+        masks = chunk_masks(row, ChunkRegions.of_row(row), config)
+    except GwmError:
+        raise
+    except Exception as error:
+        return failed_row(row, "refine_masks", error)
+    used = (*ChunkRegions._fields, *(() if config.write_png else ("pictures",)))
+    kept = {name: value for name, value in row.items() if name not in used}
+    return {**kept, "masks": masks, "seconds_refine_masks": time.monotonic() - began}
