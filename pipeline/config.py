@@ -240,8 +240,10 @@ class SegmentConfig:
     decode: DecodeLimits = field(default_factory=DecodeLimits)
     write_segments: bool = False
     """Also write the K regions (column segments_rle)."""
+    write_objects: bool = False
+    """Also write separate objects (columns object_ids, objects_rle). A video is then one unit, for their numbers' sake."""
     write_png: bool = False
-    """Also write PNG masks and overlay pictures beside the shards."""
+    """Also write PNG masks and overlay pictures beside the shards, with write_objects also PNGs of the objects."""
     retry_quarantined: bool = False
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     placement: SegmentPlacement = field(default_factory=SegmentPlacement)

@@ -37,18 +37,15 @@ def open_segmenter(url: str, device: str) -> tuple[Segmenter, str]:
 
 def read_model_card(url: str) -> ModelCard:
     """The card of a model folder, after loading it once; GwmError if there is none or it does not fit."""
-    segmenter, sha256 = open_segmenter(url, "cpu")
-    config = segmenter.config
-    return ModelCard(
-        sha256=sha256, height_px=config.height_px, width_px=config.width_px, num_masks=config.num_masks
-    )
+    return _card(*open_segmenter(url, "cpu"))
 
 
 class RegionModel:
     """Regions of images and features to merge them by, batch by batch on one device."""
 
     def __init__(self, url: str, merge: MergeConfig, *, batch_size: int, device: str) -> None:
-        self._segmenter, _ = open_segmenter(url, device)
+        self._segmenter, sha256 = open_segmenter(url, device)
+        self.card = _card(self._segmenter, sha256)
         self._merger = _open_merger(merge, device)
         self._batch_size = batch_size
         self._device = device
@@ -97,6 +94,13 @@ def at_source(
         picture = torch.from_numpy(ground.transpose(2, 0, 1).copy()).to(probabilities.device)
         probabilities = guided_upsample(probabilities[None], picture[None].float() / 255, refine)[0]
     return upsample(probabilities, height_px, width_px)
+
+
+def _card(segmenter: Segmenter, sha256: str) -> ModelCard:
+    config = segmenter.config
+    return ModelCard(
+        sha256=sha256, height_px=config.height_px, width_px=config.width_px, num_masks=config.num_masks
+    )
 
 
 def _open_merger(merge: MergeConfig, device: str) -> Backbone | None:

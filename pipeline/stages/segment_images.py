@@ -1,6 +1,7 @@
 """Masks of a chunk's images: the stage that holds the segmenter."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,9 +13,11 @@ from pipeline.config import SegmentConfig
 from pipeline.errors import GwmError, UnitError
 from pipeline.images import Image
 from pipeline.inference import RegionModel, at_source, decide
-from pipeline.masks import MaskRow, encode_mask
+from pipeline.masks import MaskRow, decode_mask, encode_mask
+from pipeline.objects import Objects, open_objects
 from pipeline.records import Row, decode_image
 from pipeline.stages.failure import failed_row
+from pipeline.stages.load_chunk import is_followed, load_parts
 
 Decision = tuple[Int64[Tensor, "B K"], Int64[Tensor, " B"]]
 
@@ -35,21 +38,36 @@ class SegmentImages:
             return row
         began = time.monotonic()
         try:
-            masks = self._mask_rows(row)
+            segmented = self._segmented(row)
         except GwmError:
             raise
         except Exception as error:
             return failed_row(row, "segment_images", error)
-        used = ("images", "anchors", *(() if self._config.write_png else ("pictures",)))
-        kept = {name: value for name, value in row.items() if name not in used}
-        return {**kept, "masks": masks, "seconds_segment_images": time.monotonic() - began}
+        kept = {name: value for name, value in row.items() if name not in ("images", "anchors", "pictures")}
+        return {**kept, **segmented, "seconds_segment_images": time.monotonic() - began}
 
-    def _mask_rows(self, row: Row) -> list[MaskRow]:
+    def _segmented(self, row: Row) -> Row:
+        """The chunk's `masks`, and its `pictures` where they are needed again; a followed video is loaded here."""
+        follows = is_followed(row, self._config)
+        objects = open_objects(follows) if self._config.write_objects else None
+        masks: list[MaskRow] = []
+        pictures: list[bytes] = []
+        for part in load_parts(row, self._config, self._model.card) if follows else [row]:
+            masks += self._mask_rows(part, objects)
+            pictures += part["pictures"] if self._config.write_png else []
+        if objects is not None:
+            columns = objects.columns()
+            masks = [mask if mask.error else replace(mask, **next(columns)) for mask in masks]
+        return {"masks": masks, "pictures": pictures}
+
+    def _mask_rows(self, row: Row, objects: Objects | None) -> list[MaskRow]:
+        """A MaskRow for each image; `objects` takes the images that have a mask."""
         images = torch.from_numpy(np.array(row["images"], order="C"))
         if len(images):
             regions, features = self._model.regions(images)
             labels, object_is = self._choice(row, regions, features)
             found = iter(zip(regions, labels, object_is, strict=True))
+            seen = iter(zip(images, features, strict=True))
         refine = self._config.refine
         grounds = iter(row["pictures"] if refine.method != "none" else ())
         is_image = row["kind"] == "images"
@@ -68,6 +86,10 @@ class SegmentImages:
                 ground = decode_image(ground)
             mask = object_mask(*next(found), height_px, width_px, ground, self._config)
             rows.append(MaskRow(**place, height_px=height_px, width_px=width_px, **mask))
+            if objects is not None:
+                image, appearance = next(seen)
+                pixels = decode_mask(mask["mask_rle"], height_px, width_px)
+                objects.add(image.numpy(), appearance.cpu().numpy(), pixels)
         return rows
 
     def _choice(self, row: Row, regions: Tensor, features: Tensor) -> Decision:
