@@ -1,7 +1,15 @@
 import numpy as np
 import pytest
 
-from pipeline.metrics import binary_mask, boundary_f, decay, jaccard, recall
+from pipeline.metrics import (
+    binary_mask,
+    boundary_f,
+    decay,
+    identity_switches,
+    jaccard,
+    object_jaccards,
+    recall,
+)
 
 
 def box(top, bottom, left, right, shape=(10, 12)):
@@ -72,3 +80,23 @@ def test_stored_masks_may_be_0_255_or_0_1_or_labels():
     assert binary_mask(np.array([[0, 3]], np.uint8)).tolist() == expected
     assert binary_mask(np.array([[100, 200, 255]], np.uint8)).tolist() == [[False, True, True]]
     assert not binary_mask(np.zeros((2, 2), np.uint8)).any()
+
+
+def test_objects_are_matched_once_for_the_whole_video():
+    truth = np.stack([box(0, 4, 0, 4) + 2 * box(5, 9, 0, 4)] * 4)
+    swapped = np.stack(
+        [box(0, 4, 0, 4) * (2 if t < 3 else 1) + box(5, 9, 0, 4) * (1 if t < 3 else 2) for t in range(4)]
+    )
+    assert object_jaccards(truth, truth) == [1.0, 1.0]
+    assert object_jaccards(swapped, truth) == [0.75, 0.75]
+    assert identity_switches(truth, truth) == 0
+    assert identity_switches(swapped, truth) == 2
+
+
+def test_objects_that_are_not_found_have_no_score_and_no_switches():
+    truth = np.stack([box(0, 4, 0, 4) + 2 * box(5, 9, 0, 4)] * 2)
+    one = np.where(truth == 2, 1, 0)
+    assert object_jaccards(one, truth) == [0.0, 1.0]
+    assert object_jaccards(np.zeros_like(truth), truth) == [0.0, 0.0]
+    assert object_jaccards(one, np.zeros_like(truth)) == []
+    assert identity_switches(one, truth) == 0
