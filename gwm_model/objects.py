@@ -73,7 +73,7 @@ def spread_labels(labels: Labels, mask: Bool[np.ndarray, "H W"]) -> Int32[np.nda
     seeds = np.where(mask, resized, 0)
     _, components = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
     touched = np.isin(components, np.unique(components[seeds > 0]))
-    return np.where(mask & touched, _nearest_label(seeds), 0).astype(np.int32)
+    return np.asarray(np.where(mask & touched, _nearest_label(seeds), 0), np.int32)
 
 
 @dataclass(slots=True)
@@ -97,7 +97,7 @@ class _Track:
     @property
     def expected(self) -> Float64[np.ndarray, " 2"]:
         """Where its centre should be if it has moved on as it did."""
-        return self.centre + self.velocity * self.num_hidden
+        return np.asarray(self.centre + self.velocity * self.num_hidden, np.float64)
 
     @property
     def reach(self) -> float:
@@ -375,7 +375,8 @@ def _blurred(values: Float32[np.ndarray, "h w"], size: int) -> Float32[np.ndarra
 def _colours(frame: UInt8[np.ndarray, "3 h w"]) -> Colours:
     """The cell of colour space that each pixel lies in."""
     steps = frame.astype(np.int64) * COLOURS_PER_CHANNEL // 256
-    return (steps[0] * COLOURS_PER_CHANNEL + steps[1]) * COLOURS_PER_CHANNEL + steps[2]
+    cells = (steps[0] * COLOURS_PER_CHANNEL + steps[1]) * COLOURS_PER_CHANNEL + steps[2]
+    return np.asarray(cells, np.int64)
 
 
 def _look(
@@ -392,7 +393,8 @@ def _look(
 
 
 def _histogram(colours: Int64[np.ndarray, " P"]) -> Float64[np.ndarray, " N"]:
-    return np.bincount(colours, minlength=COLOURS_PER_CHANNEL**3) / max(len(colours), 1)
+    counts = np.bincount(colours, minlength=COLOURS_PER_CHANNEL**3)
+    return np.asarray(counts / max(len(colours), 1), np.float64)
 
 
 def _unit(vector: Float64[np.ndarray, " D"]) -> Float64[np.ndarray, " D"]:

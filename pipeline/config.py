@@ -241,7 +241,7 @@ class SegmentConfig:
     write_segments: bool = False
     """Also write the K regions (column segments_rle)."""
     write_objects: bool = False
-    """Also write separate objects (columns object_ids, objects_rle); a video is then one unit, as their numbers need."""
+    """Also write separate objects (columns object_ids, objects_rle); a video is then one unit, for their numbers."""
     write_png: bool = False
     """Also write PNG masks and overlay pictures beside the shards, with write_objects also PNGs of the objects."""
     retry_quarantined: bool = False
