@@ -12,13 +12,22 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Float64, Int32, Int64, UInt8
+from jaxtyping import Bool, Float, Float64, UInt8
 from scipy.optimize import linear_sum_assignment
 
+from gwm_model.labels import (
+    MIN_AREA,
+    Colours,
+    Labels,
+    carry_labels,
+    colour_cells,
+    colour_histogram,
+    divide_component,
+    nearest_label,
+    split_components,
+)
 from gwm_model.optical_flow import FlowEstimator
 
-MIN_AREA = 1e-3
-"""A component below this fraction of the image's area is a speck and no object."""
 HEIR_SHARE = 0.25
 """An object reaches a component that holds at least this share of its carried pixels."""
 MIN_OVERLAP = 0.3
@@ -31,49 +40,8 @@ MAX_HIDDEN_FRAMES = 48
 """An object that is hidden for longer is forgotten: it comes back with a new number."""
 MIN_FRAMES = 8
 """What is seen in fewer frames is no object: a flicker of the mask, or a part of another object."""
-COLOURS_PER_CHANNEL = 6
 MEMORY = 0.9
 """Weight of the past in an object's appearance."""
-
-WINDOW = 0.05
-"""Neighbourhood over which colours decide, as a fraction of the image's height."""
-COLOUR_WEIGHT = 2.0
-"""What the colours say against what the flow says."""
-COLOUR_FLOOR, PRIOR_FLOOR = 1e-3, 0.05
-"""Probability of a colour that an object has not shown, and of an object where the flow has not carried it."""
-
-Labels = Int32[np.ndarray, "h w"]
-"""0 is background."""
-Colours = Int64[np.ndarray, "h w"]
-"""Cells of colour space."""
-
-
-def split_components(mask: Bool[np.ndarray, "H W"], min_area: float = MIN_AREA) -> Int32[np.ndarray, "H W"]:
-    """Numbers the mask's 8-connected components from 1, the largest first, and leaves out specks.
-
-    Args:
-        mask: the foreground.
-        min_area: the smallest component that counts, as a fraction of the image's area.
-    """
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    area = stats[1:, cv2.CC_STAT_AREA]
-    order = np.argsort(-area, kind="stable")
-    kept = order[area[order] >= min_area * mask.size]
-    number_of = np.zeros(count, np.int32)
-    number_of[1 + kept] = np.arange(1, len(kept) + 1)
-    return np.asarray(number_of[labels], np.int32)
-
-
-def spread_labels(labels: Labels, mask: Bool[np.ndarray, "H W"]) -> Int32[np.ndarray, "H W"]:
-    """Labels of the mask's pixels, of any size: the nearest label of the same place in `labels`.
-
-    A component that no label touches keeps none.
-    """
-    resized = cv2.resize(labels, mask.shape[::-1], interpolation=cv2.INTER_NEAREST)
-    seeds = np.where(mask, resized, 0)
-    _, components = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
-    touched = np.isin(components, np.unique(components[seeds > 0]))
-    return np.asarray(np.where(mask & touched, _nearest_label(seeds), 0), np.int32)
 
 
 @dataclass(slots=True)
@@ -123,7 +91,7 @@ class _Piece:
 
 
 class ObjectTracker:
-    """Follows the objects of one video, frame by frame; its memory does not grow with the video's length."""
+    """Follows the objects of one video, frame by frame; keeps the last frame, and a few kB for each object."""
 
     def __init__(self, estimator: FlowEstimator) -> None:
         self._estimator = estimator
@@ -146,8 +114,8 @@ class ObjectTracker:
             features: appearance features on any grid over the same image.
         """
         flow = self._flow_to_last(frame)
-        carried = np.zeros(mask.shape, np.int32) if self._labels is None else _carry(self._labels, flow)
-        colours = _colours(frame)
+        carried = np.zeros(mask.shape, np.int32) if self._labels is None else carry_labels(self._labels, flow)
+        colours = colour_cells(frame)
         labels, claims = self._cut(split_components(mask), carried, colours)
         pieces = _pieces(labels, claims, carried, colours, features, flow)
         owners = self._continue(pieces, carried)
@@ -207,8 +175,10 @@ class ObjectTracker:
             candidates = [*heirs.tolist(), *self._hidden_near(inside)]
             if len(candidates) < 2:
                 continue
-            nearest = _nearest_label(np.where(np.isin(seeds, heirs), seeds, 0))
-            owner = _divide(inside, nearest, colours, {n: self._tracks[n - 1].colours for n in candidates})
+            nearest = nearest_label(np.where(np.isin(seeds, heirs), seeds, 0))
+            owner = divide_component(
+                inside, nearest, colours, {n: self._tracks[n - 1].colours for n in candidates}
+            )
             first, *others = np.unique(owner[inside]).tolist()
             claims[component] = first
             for number in others:
@@ -298,14 +268,6 @@ class ObjectTracker:
         return track
 
 
-def _carry(labels: Labels, flow: Float[np.ndarray, "2 h w"]) -> Labels:
-    """The last frame's labels at this frame: each pixel looks along its flow to where it was."""
-    y, x = np.mgrid[: labels.shape[0], : labels.shape[1]].astype(np.float32)
-    source = labels.astype(np.float32)  # remap takes no int32; numbers below 2^24 stay exact
-    carried = cv2.remap(source, x + flow[0], y + flow[1], cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT)
-    return np.asarray(carried, np.int32)
-
-
 def _pieces(
     labels: Labels,
     claims: dict[int, int],
@@ -325,7 +287,7 @@ def _pieces(
             _Piece(
                 mask=mask,
                 look=_look(mask, colours, centred),
-                colours=_histogram(colours[mask]),
+                colours=colour_histogram(colours[mask]),
                 centre=np.array([columns.mean(), rows.mean()]),
                 velocity=-np.median(flow[:, mask], axis=1).astype(np.float64),
                 area=float(len(rows)),
@@ -336,49 +298,6 @@ def _pieces(
     return pieces
 
 
-def _divide(
-    inside: Bool[np.ndarray, "h w"],
-    nearest: Labels,
-    colours: Colours,
-    models: dict[int, Float64[np.ndarray, " N"]],
-) -> Labels:
-    """The object at each pixel of a component: where the flow says so, unless the colours around say otherwise.
-
-    Args:
-        inside: the component.
-        nearest: the object that the flow carried to each pixel, or to the nearest pixel with one.
-        colours: the cell of colour space of each pixel.
-        models: each object's share of pixels in every cell.
-    """
-    size = 2 * round(inside.shape[0] * WINDOW / 2) + 1
-    weight = _blurred(inside.astype(np.float32), size).clip(1e-6)
-    scores = {}
-    for number, model in models.items():
-        likelihood = np.log(model + COLOUR_FLOOR).astype(np.float32)[colours]
-        prior = _blurred((inside & (nearest == number)).astype(np.float32), size) / weight
-        evidence = _blurred(np.where(inside, likelihood, 0), size) / weight
-        scores[number] = COLOUR_WEIGHT * evidence + np.log(prior + PRIOR_FLOOR)
-    while True:
-        numbers = np.array(list(scores), np.int32)
-        owner = np.where(inside, numbers[np.argmax(list(scores.values()), axis=0)], 0).astype(np.int32)
-        area = {number: np.count_nonzero(owner == number) for number in scores}
-        smallest = min(area, key=area.__getitem__)
-        if len(scores) == 1 or area[smallest] >= MIN_AREA * inside.size:
-            return owner
-        del scores[smallest]
-
-
-def _blurred(values: Float32[np.ndarray, "h w"], size: int) -> Float32[np.ndarray, "h w"]:
-    return np.asarray(cv2.blur(values, (size, size), borderType=cv2.BORDER_CONSTANT), np.float32)
-
-
-def _colours(frame: UInt8[np.ndarray, "3 h w"]) -> Colours:
-    """The cell of colour space that each pixel lies in."""
-    steps = frame.astype(np.int64) * COLOURS_PER_CHANNEL // 256
-    cells = (steps[0] * COLOURS_PER_CHANNEL + steps[1]) * COLOURS_PER_CHANNEL + steps[2]
-    return np.asarray(cells, np.int64)
-
-
 def _look(
     mask: Bool[np.ndarray, "h w"], colours: Colours, features: Float64[np.ndarray, "C i j"]
 ) -> Float64[np.ndarray, " D"]:
@@ -386,15 +305,10 @@ def _look(
 
     The product of two is the mean of the histograms' Bhattacharyya coefficient and the features' cosine.
     """
-    histogram = np.sqrt(_histogram(colours[mask]))
+    histogram = np.sqrt(colour_histogram(colours[mask]))
     weights = cv2.resize(mask.astype(np.float32), features.shape[:0:-1], interpolation=cv2.INTER_AREA)
     mean = features.reshape(len(features), -1) @ weights.ravel()
     return _unit(np.concatenate([_unit(histogram), _unit(mean)]))
-
-
-def _histogram(colours: Int64[np.ndarray, " P"]) -> Float64[np.ndarray, " N"]:
-    counts = np.bincount(colours, minlength=COLOURS_PER_CHANNEL**3)
-    return np.asarray(counts / max(len(colours), 1), np.float64)
 
 
 def _unit(vector: Float64[np.ndarray, " D"]) -> Float64[np.ndarray, " D"]:
@@ -409,16 +323,3 @@ def _update(track: _Track, piece: _Piece, *, memory: float) -> None:
     track.velocity = (track.velocity + piece.velocity) / 2
     track.num_seen += 1
     track.num_hidden = 0
-
-
-def _nearest_label(seeds: Int32[np.ndarray, "H W"]) -> Int32[np.ndarray, "H W"]:
-    """Each pixel's nearest label that is not 0; 0 everywhere if there is none."""
-    if not seeds.any():
-        return seeds
-    free = (seeds == 0).astype(np.uint8)
-    _, index = cv2.distanceTransformWithLabels(
-        free, cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
-    )
-    label_of = np.zeros(index.max() + 1, np.int32)
-    label_of[index[seeds > 0]] = seeds[seeds > 0]
-    return np.asarray(label_of[index], np.int32)

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco
 
-from gwm_model.objects import ObjectTracker, split_components, spread_labels
+from gwm_model.labels import split_components, spread_labels
+from gwm_model.objects import ObjectTracker
 from gwm_model.optical_flow import load_flow_estimator
 from pipeline.masks import MaskRow, decode_mask, encode_mask
 from pipeline.metrics import Mask

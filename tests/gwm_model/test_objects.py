@@ -2,7 +2,8 @@ import cv2
 import numpy as np
 import pytest
 
-from gwm_model.objects import MIN_FRAMES, ObjectTracker, split_components, spread_labels
+from gwm_model.labels import split_components, spread_labels
+from gwm_model.objects import MIN_FRAMES, ObjectTracker
 from gwm_model.optical_flow import load_flow_estimator
 from pipeline.metrics import identity_switches, object_jaccards
 from pipeline.scenes import Scene, render_crossing, render_scene
