@@ -36,6 +36,8 @@ ALIKE = 0.6
 """Similarity, from -1 to 1, from which a piece of foreground may be an object that was hidden."""
 REACH = 1.5
 """How far from its expected place a hidden object may come out, in its own diameters, more with time."""
+GAP = 0.5
+"""How far apart the parts of an object may be, in its own diameters."""
 MAX_HIDDEN_FRAMES = 48
 """An object that is hidden for longer is forgotten: it comes back with a new number."""
 MIN_FRAMES = 8
@@ -120,15 +122,20 @@ class ObjectTracker:
         pieces = _pieces(labels, claims, carried, colours, features, flow)
         owners = self._continue(pieces, carried)
         owners |= self._recover(pieces, owners)
+        joined = _join(pieces, owners)
         for track in self._tracks:
             track.num_hidden += 1
-        begun = {row: self._begin(piece) for row, piece in enumerate(pieces) if row not in owners}
+        begun = {
+            row: self._begin(piece)
+            for row, piece in enumerate(pieces)
+            if row not in owners and row not in joined
+        }
         parents = {track.parent for track in begun.values()}
         result = np.zeros(mask.shape, np.int32)
-        for row, piece in enumerate(pieces):
-            track = owners[row] if row in owners else begun[row]
-            _update(track, piece, memory=0.0 if track.number in parents else MEMORY)
-            result[piece.mask] = track.number
+        for row, track in (owners | begun).items():
+            _update(track, pieces[row], memory=0.0 if track.number in parents else MEMORY)
+        for row, track in (owners | begun | joined).items():
+            result[pieces[row].mask] = track.number
         self._frame, self._labels = frame, result
         self._num_frames += 1
         return result
@@ -266,6 +273,23 @@ class ObjectTracker:
         )
         self._tracks.append(track)
         return track
+
+
+def _join(pieces: list[_Piece], owners: dict[int, _Track]) -> dict[int, _Track]:
+    """Which of the other pieces are parts of an object, cut off by something before it: alike, and not far from it."""
+    joined = {}
+    for row in sorted(set(range(len(pieces))) - set(owners)):
+        piece = pieces[row]
+        distance = cv2.distanceTransform((~piece.mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)
+        alike = {
+            other: float(piece.look @ pieces[other].look)
+            for other in owners
+            if distance[pieces[other].mask].min() <= GAP * np.sqrt(pieces[other].area)
+        }
+        best = max(alike, key=alike.__getitem__, default=-1)
+        if best >= 0 and alike[best] >= ALIKE:
+            joined[row] = owners[best]
+    return joined
 
 
 def _pieces(

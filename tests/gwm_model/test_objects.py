@@ -92,6 +92,21 @@ def test_an_object_that_the_masks_miss_for_a_while_keeps_its_number_and_a_flicke
         assert len(np.unique(numbers[15:][scene.object_ids[15:] == number])) == 1
 
 
+def test_an_object_that_a_pole_cuts_in_two_stays_one() -> None:
+    scene = render_scene(1, num_frames=16, num_objects=2)
+    middle = round(np.argwhere(scene.object_ids[8] == 2)[:, 1].mean())
+    masks = scene.masks.copy()
+    masks[:, :, middle - 2 : middle + 3] = False
+    parts = [
+        cv2.connectedComponents((mask & (ids == 2)).astype(np.uint8))[0] - 1
+        for mask, ids in zip(masks, scene.object_ids, strict=True)
+    ]
+    assert (parts[0], max(parts)) == (1, 2)
+    numbers = follow(scene, masks)
+    assert numbers.max() == 2
+    assert identity_switches(numbers, scene.object_ids) == 0
+
+
 def test_an_object_that_comes_later_gets_the_next_number() -> None:
     scene = render_scene(6, num_frames=MIN_FRAMES + 6, num_objects=2)
     masks = scene.masks.copy()
