@@ -242,8 +242,10 @@ class SegmentConfig:
     decode: DecodeLimits = field(default_factory=DecodeLimits)
     write_segments: bool = False
     """Also write the K regions (column segments_rle)."""
+    write_objects: bool = False
+    """Also write separate objects (columns object_ids, objects_rle); a video is then one unit, for their numbers."""
     write_png: bool = False
-    """Also write PNG masks and overlay pictures beside the shards."""
+    """Also write PNG masks and overlay pictures beside the shards, with write_objects also PNGs of the objects."""
     retry_quarantined: bool = False
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     placement: SegmentPlacement = field(default_factory=SegmentPlacement)
@@ -256,6 +258,11 @@ class SegmentConfig:
     def loads_pictures(self) -> bool:
         """Whether the images themselves are needed beside the network's input."""
         return self.write_png or self.refine.method != "none"
+
+    @property
+    def refines_apart(self) -> bool:
+        """Whether masks are refined by a stage of their own; objects are numbered by the stage that segments."""
+        return self.refine.method == "crf" and not self.write_objects
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

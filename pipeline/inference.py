@@ -41,11 +41,7 @@ def open_segmenter(url: str, device: str) -> tuple[Segmenter, str]:
 
 def read_model_card(url: str) -> ModelCard:
     """The card of a model folder, after loading it once; GwmError if there is none or it does not fit."""
-    segmenter, sha256 = open_segmenter(url, "cpu")
-    config = segmenter.config
-    return ModelCard(
-        sha256=sha256, height_px=config.height_px, width_px=config.width_px, num_masks=config.num_masks
-    )
+    return _card(*open_segmenter(url, "cpu"))
 
 
 def check_refinement(refine: RefineConfig) -> None:
@@ -75,7 +71,8 @@ class RegionModel:
     """Regions of images and features to merge them by, batch by batch on one device."""
 
     def __init__(self, url: str, merge: MergeConfig, *, batch_size: int, device: str) -> None:
-        self._segmenter, _ = open_segmenter(url, device)
+        self._segmenter, sha256 = open_segmenter(url, device)
+        self.card = _card(self._segmenter, sha256)
         self._merger = _open_merger(merge, device)
         pretrained = self._segmenter.backbone is not None or self._merger is not None
         self._drops_stray_parts = merge.drop_stray_parts and pretrained
@@ -165,6 +162,13 @@ def object_at_source(
     """The object's probability at its source's size, refined as one of two sides that sum to 1."""
     sides = torch.stack([1 - probability, probability])
     return at_source(sides, height_px, width_px, ground, refine)[1]
+
+
+def _card(segmenter: Segmenter, sha256: str) -> ModelCard:
+    config = segmenter.config
+    return ModelCard(
+        sha256=sha256, height_px=config.height_px, width_px=config.width_px, num_masks=config.num_masks
+    )
 
 
 def _open_merger(merge: MergeConfig, device: str) -> Backbone | None:

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import linear_sum_assignment
 
 Mask = npt.NDArray[np.bool_]
 Map = npt.NDArray[np.bool_] | npt.NDArray[np.float32]
 """A mask, or foreground probabilities."""
 Counts = npt.NDArray[np.intp]
 Scores = dict[str, float | npt.NDArray[np.float64]]
+Numbers = npt.NDArray[np.integer]
 
 BETA_SQUARED = 0.3
 """Weight of precision in F_beta, as usual for salient objects (Achanta et al., CVPR 2009)."""
@@ -133,6 +135,41 @@ def decay(scores: Sequence[float]) -> float:
     ends = np.round(np.linspace(1, len(scores), 5) + 1e-10).astype(int) - 1
     first, last = scores[ends[0] : ends[1] + 1], scores[ends[3] : ends[4] + 1]
     return float(np.mean(first) - np.mean(last))
+
+
+def object_jaccards(numbers: Numbers, truth: Numbers) -> list[float]:
+    """J of each true object in a video, from 1 on: the mean over its frames, objects matched one to one for the video.
+
+    As in DAVIS 2017, unsupervised: the matching with the highest sum; an object that is matched with none has 0.
+
+    Args:
+        numbers: objects found, [T, H, W], 0 for none.
+        truth: true objects, of the same size.
+    """
+    found, wanted = (range(1, int(labels.max(initial=0)) + 1) for labels in (numbers, truth))
+    scores = np.array(
+        [
+            [np.mean([jaccard(a == n, b == m) for a, b in zip(numbers, truth, strict=True)]) for n in found]
+            for m in wanted
+        ]
+    ).reshape(len(wanted), len(found))
+    rows, columns = linear_sum_assignment(scores, maximize=True)
+    best = dict(zip(rows.tolist(), scores[rows, columns].tolist(), strict=True))
+    return [best.get(row, 0.0) for row in range(len(wanted))]
+
+
+def identity_switches(numbers: Numbers, truth: Numbers) -> int:
+    """How often a true object's number changes, over the frames in which some object covers it with J above 0.5."""
+    switches = 0
+    for wanted in range(1, int(truth.max(initial=0)) + 1):
+        last = 0
+        for labels, objects in zip(numbers, truth, strict=True):
+            inside = objects == wanted
+            number = int(np.bincount(labels[inside]).argmax()) if inside.any() else 0
+            if number and jaccard(labels == number, inside) > RECALLED:
+                switches += last not in (0, number)
+                last = number
+    return switches
 
 
 def binary_mask(image: npt.NDArray[np.uint8]) -> Mask:

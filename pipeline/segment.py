@@ -78,6 +78,6 @@ def mask_shards(config: PinnedConfig, card: ModelCard, dataset: Dataset) -> ray.
         .map(partial(load_chunk, config=config, card=card), **tasks(at.load_chunk))  # 1:1, bound by the codec
         .map(SegmentImages, fn_constructor_kwargs=network, **actor_pool(place))  # type: ignore[arg-type]
     )
-    if config.refine.method == "crf":  # 1:1, bound by CPUs, and spread over all of them
+    if config.refines_apart:  # 1:1, bound by CPUs, and spread over all of them
         masks = masks.map(partial(refine_masks, config=config), **tasks(at.refine_masks))
     return masks.map(write, **tasks(at.write_mask_shard))  # 1:1, bound by storage; one summary row a chunk

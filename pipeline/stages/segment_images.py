@@ -1,6 +1,7 @@
 """Masks of a chunk's images: the stage that holds the segmenter."""
 
 import time
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -12,25 +13,26 @@ from pipeline.config import SegmentConfig
 from pipeline.errors import GwmError, UnitError
 from pipeline.images import Image
 from pipeline.inference import ObjectRule, RegionModel, at_source, object_at_source
-from pipeline.masks import MaskRow, encode_mask
+from pipeline.masks import MaskRow, decode_mask, encode_mask
+from pipeline.objects import Objects, open_objects
 from pipeline.records import Row, decode_image
 from pipeline.stages.failure import failed_row
+from pipeline.stages.load_chunk import is_followed, load_parts
 
 
 class ChunkRegions(NamedTuple):
-    """The regions of a chunk's readable images, and the object, on the network's grid."""
+    """What the network makes of a chunk's readable images, on its own grids."""
 
     regions: Float[Tensor, "N K h w"]
     object_probability: Float[Tensor, "N h w"]
+    features: Float[Tensor, "N C i j"]
 
     def to_row(self) -> Row:
-        """Columns that carry them in a row."""
-        return {name: value.cpu().numpy() for name, value in self._asdict().items()}
+        """Columns that carry what masks are made of in a row."""
+        return {name: getattr(self, name).cpu().numpy() for name in REGION_COLUMNS}
 
-    @staticmethod
-    def of_row(row: Row) -> "ChunkRegions":
-        """The regions that `to_row` put into a row."""
-        return ChunkRegions(*(torch.from_numpy(np.array(row[name])) for name in ChunkRegions._fields))
+
+REGION_COLUMNS = ("regions", "object_probability")
 
 
 class SegmentImages:
@@ -46,31 +48,47 @@ class SegmentImages:
     def __call__(self, row: Row) -> Row:
         """The row with `masks`, one MaskRow an image, instead of its images; other rows pass unchanged.
 
-        Masks that are refined by the CRF are left to `refine_masks`: the row then has what they are made of.
+        Masks that are refined apart are left to `refine_masks`: the row then has what they are made of.
         """
         if row["status"] != "planned":
             return row
         began = time.monotonic()
-        leaves_masks = self._config.refine.method == "crf"
+        apart = self._config.refines_apart
         try:
-            found = self._regions(row)
-            columns = found.to_row() if leaves_masks else {"masks": chunk_masks(row, found, self._config)}
+            columns = self._regions(row).to_row() if apart else self._segmented(row)
         except GwmError:
             raise
         except Exception as error:
             return failed_row(row, "segment_images", error)
-        needs_pictures = leaves_masks or self._config.write_png
-        used = ("images", "anchors", *(() if needs_pictures else ("pictures",)))
+        used = ("images", "anchors", *(() if apart else ("pictures",)))
         kept = {name: value for name, value in row.items() if name not in used}
         return {**kept, **columns, "seconds_segment_images": time.monotonic() - began}
+
+    def _segmented(self, row: Row) -> Row:
+        """The chunk's `masks`, and its `pictures` where they are needed again; a followed video is loaded here."""
+        follows = is_followed(row, self._config)
+        objects = open_objects(follows) if self._config.write_objects else None
+        masks: list[MaskRow] = []
+        pictures: list[bytes] = []
+        for part in load_parts(row, self._config, self._model.card) if follows else [row]:
+            chunk = self._regions(part)
+            found = chunk_masks(part, chunk.regions, chunk.object_probability, self._config)
+            if objects is not None:
+                add_objects(objects, part, found, chunk.features)
+            masks += found
+            pictures += part["pictures"] if self._config.write_png else []
+        if objects is not None:
+            columns = objects.columns()
+            masks = [mask if mask.error else replace(mask, **next(columns)) for mask in masks]
+        return {"masks": masks, "pictures": pictures}
 
     def _regions(self, row: Row) -> ChunkRegions:
         images = torch.from_numpy(np.array(row["images"], order="C"))
         if not len(images):
-            return ChunkRegions(torch.empty(0, 2, 1, 1), torch.empty(0, 1, 1))
+            return ChunkRegions(torch.empty(0, 2, 1, 1), torch.empty(0, 1, 1), torch.empty(0, 1, 1, 1))
         regions, features = self._model.regions(images)
         rule = None if row["kind"] == "images" else self._rule_of(row)
-        return ChunkRegions(regions, self._model.object_probability(regions, features, rule))
+        return ChunkRegions(regions, self._model.object_probability(regions, features, rule), features)
 
     def _rule_of(self, row: Row) -> ObjectRule:
         """What a video's anchors decide; kept for its other chunks."""
@@ -78,16 +96,26 @@ class SegmentImages:
             anchors = torch.from_numpy(np.array(row["anchors"], order="C"))
             if not len(anchors):
                 raise UnitError(f"none of the anchor frames of {row['source']} can be read")
-            self._video, self._rule = (
-                row["video"],
-                self._model.rule(*self._model.regions(anchors)),
-            )
+            self._video, self._rule = row["video"], self._model.rule(*self._model.regions(anchors))
         return self._rule
 
 
-def chunk_masks(row: Row, chunk: ChunkRegions, config: SegmentConfig) -> list[MaskRow]:
+def add_objects(objects: Objects, row: Row, masks: list[MaskRow], features: Tensor) -> None:
+    """Shows the chunk's readable images to `objects`."""
+    found = [mask for mask in masks if mask.error is None]
+    for image, appearance, mask in zip(row["images"], features, found, strict=True):
+        pixels = decode_mask(mask.mask_rle or b"", mask.height_px or 0, mask.width_px or 0)
+        objects.add(image, appearance.cpu().numpy(), pixels)
+
+
+def chunk_masks(
+    row: Row,
+    regions: Float[Tensor, "N K h w"],
+    object_probability: Float[Tensor, "N h w"],
+    config: SegmentConfig,
+) -> list[MaskRow]:
     """The masks of a chunk's images in their order, with the sentence for each image that could not be read."""
-    found = zip(*chunk, strict=True)
+    found = zip(regions, object_probability, strict=True)
     grounds = iter(row["pictures"] if config.refine.method != "none" else ())
     is_image = row["kind"] == "images"
     rows: list[MaskRow] = []

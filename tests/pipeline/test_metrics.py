@@ -10,9 +10,11 @@ from pipeline.metrics import (
     decay,
     f_beta,
     f_beta_curve,
+    identity_switches,
     image_scores,
     jaccard,
     mask_scores,
+    object_jaccards,
     pixel_accuracy,
     recall,
     soft_mask,
@@ -166,3 +168,23 @@ def test_maps_and_masks_of_different_sizes_are_refused():
     for score in (pixel_accuracy, f_beta, f_beta_curve):
         with pytest.raises(ValueError, match="cannot be compared"):
             score(np.zeros((2, 2), bool), np.zeros((2, 3), bool))
+
+
+def test_objects_are_matched_once_for_the_whole_video():
+    truth = np.stack([box(0, 4, 0, 4) + 2 * box(5, 9, 0, 4)] * 4)
+    swapped = np.stack(
+        [box(0, 4, 0, 4) * (2 if t < 3 else 1) + box(5, 9, 0, 4) * (1 if t < 3 else 2) for t in range(4)]
+    )
+    assert object_jaccards(truth, truth) == [1.0, 1.0]
+    assert object_jaccards(swapped, truth) == [0.75, 0.75]
+    assert identity_switches(truth, truth) == 0
+    assert identity_switches(swapped, truth) == 2
+
+
+def test_objects_that_are_not_found_have_no_score_and_no_switches():
+    truth = np.stack([box(0, 4, 0, 4) + 2 * box(5, 9, 0, 4)] * 2)
+    one = np.where(truth == 2, 1, 0)
+    assert object_jaccards(one, truth) == [0.0, 1.0]
+    assert object_jaccards(np.zeros_like(truth), truth) == [0.0, 0.0]
+    assert object_jaccards(one, np.zeros_like(truth)) == []
+    assert identity_switches(one, truth) == 0

@@ -56,7 +56,7 @@ def test_a_refined_mask_is_the_guided_filters_along_the_images_edges(segment_sta
     refine = RefineConfig(method="guided_filter")
     config = segment_stages.config(refine=refine)
     (row,) = rows_of(segment_stages, config)
-    assert "pictures" not in row
+    assert not row["pictures"]
     (chunk,) = [load_chunk(row, config, read_model_card(config.model)) for row in segment_stages.plan(config)]
     segmenter = load_segmenter(segment_stages.model)
     with torch.inference_mode():
