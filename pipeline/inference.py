@@ -12,16 +12,13 @@ from torch.nn import functional as F
 
 from gwm_model import choose_foreground, load_segmenter, merge_regions
 from gwm_model.backbone import Backbone, load_backbone
-from gwm_model.config import MergeConfig, RefineConfig
+from gwm_model.config import MergeConfig, MergeMethod, RefineConfig
 from gwm_model.refine import guided_upsample
 from gwm_model.segmenter import Segmenter
 from pipeline import storage
 from pipeline.errors import GwmError, UnitError
 from pipeline.images import Image
 from pipeline.model_card import ModelCard
-
-MERGE_HEIGHT_PX = 252
-"""Images that are smaller are enlarged to this height for a backbone that only merges."""
 
 
 def open_segmenter(url: str, device: str) -> tuple[Segmenter, str]:
@@ -49,6 +46,7 @@ class RegionModel:
 
     def __init__(self, url: str, merge: MergeConfig, *, batch_size: int, device: str) -> None:
         self._segmenter, _ = open_segmenter(url, device)
+        self._merge = merge
         self._merger = _open_merger(merge, device)
         self._batch_size = batch_size
         self._device = device
@@ -65,17 +63,23 @@ class RegionModel:
                 raise UnitError("the segmenter returned values that are not finite")
             masks.append(logits.softmax(1))
             features.append(
-                appearance if self._merger is None else _appearance(self._merger, batch.to(self._device))
+                appearance
+                if self._merger is None
+                else _appearance(self._merger, batch.to(self._device), self._merge.height_px)
             )
         return torch.cat(masks), torch.cat(features)
 
 
 def decide(
-    masks: Float[Tensor, "B K h w"], features: Float[Tensor, "B C i j"], *, is_video: bool
+    masks: Float[Tensor, "B K h w"],
+    features: Float[Tensor, "B C i j"],
+    *,
+    is_video: bool,
+    method: MergeMethod = "exact",
 ) -> tuple[Int64[Tensor, "B K"], Int64[Tensor, " B"]]:
     """Labels of the regions and the object's label: one decision for a video, else one for each image."""
     video_ids = torch.zeros(len(masks), dtype=torch.int64, device=masks.device) if is_video else None
-    labels = merge_regions(masks, features, video_ids)
+    labels = merge_regions(masks, features, video_ids, method)
     return labels, choose_foreground(masks, labels, video_ids)
 
 
@@ -110,10 +114,12 @@ def _open_merger(merge: MergeConfig, device: str) -> Backbone | None:
         raise GwmError(f"merge.backbone cannot be used: {error}") from error
 
 
-def _appearance(merger: Backbone, images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B C i j"]:
-    """The deepest feature map of a backbone, for images enlarged to whole patches."""
+def _appearance(
+    merger: Backbone, images: UInt8[Tensor, "B 3 H W"], height_px: int
+) -> Float[Tensor, "B C i j"]:
+    """The deepest feature map of a backbone, for images enlarged to the height, and to whole patches."""
     patch = int(merger.patch_px) if merger.is_transformer else 32
-    scale = max(1.0, MERGE_HEIGHT_PX / images.shape[2])
+    scale = max(1.0, height_px / images.shape[2])
     size = [max(1, round(side * scale / patch)) * patch for side in images.shape[2:]]
     pixels = F.interpolate(images.float() / 255, size=size, mode="bilinear", antialias=True)
     deepest: Tensor = merger(pixels)[-1]

@@ -70,12 +70,13 @@ class ScoreSequence:
 
     def _score(self, row: Row, frames: FrameList) -> Iterator[dict[str, float]]:
         decision = self._video_decision(frames) if row["is_video"] else None
+        method = self._config.merge.method
         positions = list(row["frame_index"])
         for first in range(0, len(positions), self._config.batch_size):
             part = slice(first, first + self._config.batch_size)
             masks, features = self._regions(frames, positions[part])
-            labels, _ = decide(masks, features, is_video=False)
-            video_labels, object_is = decision or decide(masks, features, is_video=False)
+            own = decide(masks, features, is_video=False, method=method)
+            labels, (video_labels, object_is) = own[0], decision or own
             truths = list(_truths(row["annotation_urls"][part], self._config.decode))
             grounds = self._grounds(frames, positions[part], truths)
             for image, (truth, ground) in enumerate(zip(truths, grounds, strict=True)):
@@ -92,7 +93,9 @@ class ScoreSequence:
 
     def _video_decision(self, frames: FrameList) -> tuple[Int64[Tensor, "1 K"], Int64[Tensor, " 1"]]:
         anchors = anchor_positions(len(frames), self._config.anchor_frames)
-        labels, object_is = decide(*self._regions(frames, anchors), is_video=True)
+        labels, object_is = decide(
+            *self._regions(frames, anchors), is_video=True, method=self._config.merge.method
+        )
         return labels[:1], object_is[:1]
 
     def _grounds(

@@ -72,13 +72,14 @@ class SegmentImages:
 
     def _choice(self, row: Row, regions: Tensor, features: Tensor) -> Decision:
         """Labels and object of each image: a video's from its anchors, others' from themselves."""
+        method = self._config.merge.method
         if row["kind"] == "images":
-            return decide(regions, features, is_video=False)
+            return decide(regions, features, is_video=False, method=method)
         if self._decision is None or self._video != row["video"]:
             anchors = torch.from_numpy(np.array(row["anchors"], order="C"))
             if not len(anchors):
                 raise UnitError(f"none of the anchor frames of {row['source']} can be read")
-            labels, object_is = decide(*self._model.regions(anchors), is_video=True)
+            labels, object_is = decide(*self._model.regions(anchors), is_video=True, method=method)
             self._video, self._decision = row["video"], (labels[:1], object_is[:1])
         labels, object_is = self._decision
         return labels.expand(len(regions), -1), object_is.expand(len(regions))
