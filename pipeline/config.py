@@ -1,6 +1,7 @@
 """The four commands' configurations: frozen dataclasses, composed from gwm_model's values and the pipeline's own."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from gwm_model.config import (
     FlowEstimatorConfig,
@@ -166,6 +167,17 @@ class CacheConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingConfig:
+    """Which frames a batch holds, and to which of its neighbours a frame's flow is shown."""
+
+    frames: Literal["epochs", "by_video"] = "epochs"
+    """Every frame once before any comes again; or one of a video that is drawn whatever its length (paper's code)."""
+    gaps: Literal["uniform", "first_of_pair"] = "uniform"
+    """All gaps equally often; or the first of two drawn (paper's code: with gaps 1, 2, -1, -2 these are drawn in
+    50, 33, 17 and 0 per cent)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainPlacement:
     """Resources of the training workers."""
 
@@ -183,6 +195,7 @@ class TrainConfig:
     segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     num_steps: int = 2000
     batch_size: int = 8

@@ -24,9 +24,6 @@ from pipeline.errors import GwmError, UnitError
 from pipeline.images import Image
 from pipeline.model_card import ModelCard
 
-MERGE_HEIGHT_PX = 252
-"""Images that are smaller are enlarged to this height for a backbone that only merges."""
-
 
 def open_segmenter(url: str, device: str) -> tuple[Segmenter, str]:
     """The segmenter of a model folder and the SHA-256 of its files; GwmError if there is none that fits."""
@@ -73,6 +70,7 @@ class RegionModel:
     def __init__(self, url: str, merge: MergeConfig, *, batch_size: int, device: str) -> None:
         self._segmenter, sha256 = open_segmenter(url, device)
         self.card = _card(self._segmenter, sha256)
+        self._merge = merge
         self._merger = _open_merger(merge, device)
         pretrained = self._segmenter.backbone is not None or self._merger is not None
         self._drops_stray_parts = merge.drop_stray_parts and pretrained
@@ -91,9 +89,20 @@ class RegionModel:
                 raise UnitError("the segmenter returned values that are not finite")
             masks.append(logits.softmax(1))
             features.append(
-                appearance if self._merger is None else _appearance(self._merger, batch.to(self._device))
+                appearance
+                if self._merger is None
+                else _appearance(self._merger, batch.to(self._device), self._merge.height_px)
             )
         return torch.cat(masks), torch.cat(features)
+
+    def labels(
+        self,
+        masks: Float[Tensor, "B K h w"],
+        features: Float[Tensor, "B C i j"],
+        video_ids: Int64[Tensor, " B"] | None = None,
+    ) -> Int64[Tensor, "B K"]:
+        """The sides of the regions, as `merge_regions` gives them by the configured method."""
+        return merge_regions(masks, features, video_ids, self._merge.method)
 
     def rule(self, masks: Float[Tensor, "B K h w"], features: Float[Tensor, "B C i j"]) -> ObjectRule:
         """One decision for a video, from some of its frames, or for one image.
@@ -102,7 +111,7 @@ class RegionModel:
         alone knows no likeness but motion's.
         """
         video_ids = torch.zeros(len(masks), dtype=torch.int64, device=masks.device)
-        labels = merge_regions(masks, features, video_ids)
+        labels = self.labels(masks, features, video_ids)
         object_is = choose_foreground(masks, labels, video_ids)
         rule = ObjectRule(labels[0], object_is[0], None)
         if not self._drops_stray_parts:
@@ -182,10 +191,12 @@ def _open_merger(merge: MergeConfig, device: str) -> Backbone | None:
         raise GwmError(f"merge.backbone cannot be used: {error}") from error
 
 
-def _appearance(merger: Backbone, images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B C i j"]:
-    """The deepest feature map of a backbone, for images enlarged to whole patches."""
+def _appearance(
+    merger: Backbone, images: UInt8[Tensor, "B 3 H W"], height_px: int
+) -> Float[Tensor, "B C i j"]:
+    """The deepest feature map of a backbone, for images enlarged to the height, and to whole patches."""
     patch = int(merger.patch_px) if merger.is_transformer else 32
-    scale = max(1.0, MERGE_HEIGHT_PX / images.shape[2])
+    scale = max(1.0, height_px / images.shape[2])
     size = [max(1, round(side * scale / patch)) * patch for side in images.shape[2:]]
     pixels = F.interpolate(images.float() / 255, size=size, mode="bilinear", antialias=True)
     deepest: Tensor = merger(pixels)[-1]

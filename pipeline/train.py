@@ -120,7 +120,9 @@ def cache_name(config: TrainConfig, flow: FlowDataset) -> str:
         for key, value in flatten(config.segmenter).items()
         if "backbone" in key or key.endswith("_px")
     }
+    objective = config.objective
     shape = {"architecture": config.segmenter.architecture, "precision": config.precision}
+    shape |= {"flow_size": f"{objective.height_px} {objective.width_px} {objective.flow_resize}"}
     return digest({"flow": flow.content_digest()} | segmenter | shape)
 
 

@@ -89,9 +89,7 @@ class Rank:
         self.module.train()
         folder = cache_folder(config.cache.directory, job.cache_name)
         cache = SampleCache(folder, job.flow.num_frames, config.cache.max_bytes)
-        self.loader = BatchLoader(
-            job.flow, self.segmenter, cache, seed=config.seed, precision=config.precision
-        )
+        self.loader = BatchLoader(job.flow, self.segmenter, cache, config)
         self.notice: object = None
 
     def restored_state(self) -> TrainingState:
@@ -172,7 +170,7 @@ class Rank:
     def why_stopped(self) -> str:
         """The sentence that ends a run with too many bad batches."""
         state, flow = self.state, self.job.flow
-        ids = next(flow.batches(self.config.seed, self.config.batch_size, state.step - 1))
+        ids = next(self.loader.frame_ids(self.config.batch_size, state.step - 1))
         sources = flow.sources(ids)
         named = ", ".join(sources[:SOURCES_NAMED]) + (", ..." if len(sources) > SOURCES_NAMED else "")
         return (

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from gwm_model.merge import bipartitions, merge_regions
+from gwm_model.merge import bipartitions
 from pipeline.config import DecodeLimits, EvaluateConfig
 from pipeline.errors import GwmError, UnitError
 from pipeline.frames import FrameList, read_frame_list
@@ -72,7 +72,7 @@ class ScoreSequence:
             part = slice(first, first + self._config.batch_size)
             masks, features = self._regions(frames, positions[part])
             objects = self._model.object_probability(masks, features, rule)
-            own_labels = merge_regions(masks, features)
+            own_labels = self._model.labels(masks, features)
             truths = list(_truths(row["annotation_urls"][part], self._config.decode))
             grounds = self._grounds(frames, positions[part], truths)
             for image, (truth, ground) in enumerate(zip(truths, grounds, strict=True)):
