@@ -17,7 +17,6 @@ from typing import Any
 
 import ray
 
-from gwm_model.checkpoint import CONFIG_FILE
 from gwm_model.config import ObjectiveConfig
 from pipeline import storage
 from pipeline.adaptation_report import compare_models, make_report, sentence
@@ -37,11 +36,12 @@ from pipeline.flow_dataset import open_flow_dataset
 from pipeline.inference import open_segmenter, read_model_card
 from pipeline.inputs import refuse_images
 from pipeline.load_config import extended
-from pipeline.placement import start_ray, tasks, training_cpus, unwrap
+from pipeline.placement import tasks, training_cpus, unwrap
 from pipeline.prepare import prepare
 from pipeline.progress import say
 from pipeline.report import write_report
 from pipeline.segment import segment
+from pipeline.stages.estimate_flow import load_estimator
 from pipeline.summary import write_json
 from pipeline.train import cache_name, train, with_initial_content
 from pipeline.train_worker import TrainJob
@@ -73,12 +73,12 @@ def adapt(config: SegmentConfig) -> dict[str, Any]:
     folder = storage.join(storage.absolute(config.output), "adaptation")
     below = partial(storage.join, folder)
     pinned = pin_adaptation(config)
-    is_adapted = storage.exists(storage.join(below("model"), CONFIG_FILE))
+    is_adapted = storage.exists(storage.join(below("model"), "summary.json"))  # the last that train writes
     if not is_adapted and storage.exists(storage.join(config.output, "dataset.json")):
         raise GwmError(f"{config.output} holds masks of a model that was not adapted: choose another output.")
+    refuse_weights(config.adaptation)
     Dataset.open(folder, kind="adaptation", config=pinned, schema_version=1)
     if not is_adapted:
-        start_ray(config.placement)
         make_model(config, below)
     common = replace(config, adapt=False)
     say("3. gwm segment: masks of the model as it was given")
@@ -86,6 +86,15 @@ def adapt(config: SegmentConfig) -> dict[str, Any]:
     say("4. gwm segment: masks of the adapted model")
     summary = segment(replace(common, model=below("model")))
     return finished(config, summary, below)
+
+
+def refuse_weights(adaptation: AdaptationConfig) -> None:
+    """GwmError where the flow estimator's weights cannot be had, before anything is written."""
+    try:
+        load_estimator(adaptation.estimate_flow, "cpu")
+    except GwmError as error:
+        hint = "adaptation.estimate_flow.estimator=dis needs no weights"
+        raise GwmError(f"adaptation.{str(error).rstrip('.')} ({hint}).") from error
 
 
 def pin_adaptation(config: SegmentConfig) -> PinnedAdaptation:

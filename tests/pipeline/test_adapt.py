@@ -111,6 +111,15 @@ def test_images_are_refused_before_anything_is_written(config: SegmentConfig, tm
     assert not Path(config.output).exists()
 
 
+def test_weights_that_are_missing_are_refused_with_a_way_out(config: SegmentConfig) -> None:
+    nowhere = EstimateFlowConfig(estimator="raft_small", weights="/nowhere/raft.pth")
+    with pytest.raises(
+        GwmError, match=r"adaptation\.estimate_flow\.weights: .*estimator=dis needs no weights"
+    ):
+        adapt(replace(config, adaptation=replace(config.adaptation, estimate_flow=nowhere)))
+    assert not Path(config.output).exists()
+
+
 def test_dry_run_says_how_long(config: SegmentConfig) -> None:
     assert describe(config)["adapt"] == f"{NUM_STEPS} steps"
     assert describe(replace(config, adaptation=AdaptationConfig()))["adapt"] == "about 5 minutes"
