@@ -24,7 +24,7 @@ def test_the_steps_fill_the_time_and_no_more(seconds: float, num_frames: int) ->
     assert cost(steps + 1) > seconds
 
 
-def test_measuring_leaves_no_trace_in_the_output(train_config: TrainConfig, one_process) -> None:
+def test_measuring_leaves_no_trace_in_the_output(train_config: TrainConfig) -> None:
     flow = open_flow_dataset(train_config.flow)
     config = replace(train_config, num_steps=1)
     rate = measure_rate(
