@@ -74,9 +74,8 @@ def adapt(config: SegmentConfig) -> dict[str, Any]:
     below = partial(storage.join, folder)
     pinned = pin_adaptation(config)
     is_adapted = storage.exists(storage.join(below("model"), "summary.json"))  # the last that train writes
-    if not is_adapted and storage.exists(storage.join(config.output, "dataset.json")):
-        raise GwmError(f"{config.output} holds masks of a model that was not adapted: choose another output.")
-    refuse_weights(config.adaptation)
+    if not is_adapted:
+        refuse_to_begin(config)
     Dataset.open(folder, kind="adaptation", config=pinned, schema_version=1)
     if not is_adapted:
         make_model(config, below)
@@ -88,10 +87,12 @@ def adapt(config: SegmentConfig) -> dict[str, Any]:
     return finished(config, summary, below)
 
 
-def refuse_weights(adaptation: AdaptationConfig) -> None:
-    """GwmError where the flow estimator's weights cannot be had, before anything is written."""
+def refuse_to_begin(config: SegmentConfig) -> None:
+    """GwmError, before anything is written, where other masks lie in the output or the flow's weights cannot be had."""
+    if storage.exists(storage.join(config.output, "dataset.json")):
+        raise GwmError(f"{config.output} holds masks of a model that was not adapted: choose another output.")
     try:
-        load_estimator(adaptation.estimate_flow, "cpu")
+        load_estimator(config.adaptation.estimate_flow, "cpu")
     except GwmError as error:
         hint = "adaptation.estimate_flow.estimator=dis needs no weights"
         raise GwmError(f"adaptation.{str(error).rstrip('.')} ({hint}).") from error
