@@ -257,7 +257,10 @@ def _train(config: TrainConfig) -> Mapping[str, Any]:
 
 
 def _segment(config: SegmentConfig) -> Mapping[str, Any]:
-    from pipeline.segment import segment as page
+    if config.adapt:
+        from pipeline.adapt import adapt as page
+    else:
+        from pipeline.segment import segment as page
 
     return page(config)
 

@@ -192,6 +192,8 @@ class TrainConfig:
     flow: str = MISSING
     """A flow dataset written by gwm prepare."""
     output: str = MISSING
+    initial_model: str | None = None
+    """A segmenter folder to start from, instead of a fresh head; `segmenter` must say what that one is."""
     segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -231,9 +233,31 @@ class SegmentPlacement(ClusterPlacement):
     plan_chunks: StagePlacement = field(default_factory=lambda: StagePlacement(num_cpus=0.25))
     load_chunk: StagePlacement = field(default_factory=lambda: StagePlacement(num_cpus=0.5))
     segment_images: StagePlacement = field(default_factory=StagePlacement)
+    """With `adapt`, flow is estimated and the model trained there too: on its GPUs, or on a machine's CPUs."""
     refine_masks: StagePlacement = field(default_factory=lambda: StagePlacement(num_cpus=0.5))
     """With refine.method=crf."""
     write_mask_shard: StagePlacement = field(default_factory=lambda: StagePlacement(num_cpus=0.25))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdaptationConfig:
+    """How a segmenter is trained further on the videos to segment, with its own objective and without labels."""
+
+    minutes: float = 5.0
+    """About how long training takes, beside the flow: the rate of a few steps says how many fit."""
+    num_steps: int | None = None
+    """This many steps instead: the same on every machine."""
+    decode: DecodeConfig = field(default_factory=lambda: DecodeConfig(height_px=240))
+    estimate_flow: EstimateFlowConfig = field(
+        default_factory=lambda: EstimateFlowConfig(estimator="raft_small")
+    )
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(learning_rate=3e-4, warmup_steps=10)
+    )
+
+    def __post_init__(self) -> None:
+        require(self.minutes > 0, f"minutes must be positive, not {self.minutes}")
+        at_least(1, num_steps=self.num_steps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,6 +269,9 @@ class SegmentConfig:
     model: str = MISSING
     """A segmenter folder written by gwm train, local or in a bucket."""
     output: str = MISSING
+    adapt: bool = False
+    """First train the model further on these videos, all together, and segment them with the result."""
+    adaptation: AdaptationConfig = field(default_factory=AdaptationConfig)
     merge: MergeConfig = field(default_factory=MergeConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
     batch_size: int = 8

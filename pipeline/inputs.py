@@ -61,6 +61,16 @@ def find_images(spec: str) -> Iterator[Source]:
     yield from _at_least_one(_find(spec, images=True), spec, "image or video")
 
 
+def refuse_images(spec: str) -> None:
+    """GwmError where `images=` names images that are not frames of a video, or nothing at all."""
+    alone = next((source.name for source in find_images(spec) if source.kind == "image"), None)
+    if alone is not None:
+        raise GwmError(
+            f"adapt=true learns from motion, and {without_secrets(alone)} is a single image: "
+            "give videos or folders of numbered frames."
+        )
+
+
 def absolute_spec(spec: str) -> str:
     """What `videos=` and `images=` mean from every folder: a worker has one of its own."""
     return storage.absolute(spec) if storage.is_local(spec) else spec

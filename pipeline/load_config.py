@@ -21,6 +21,9 @@ Scalar = str | int | float | bool | None
 
 NOT_PART_OF_A_RESULT = (
     "output",
+    "initial_model",
+    "adapt",
+    "adaptation",
     "placement",
     "tracking",
     "retry_quarantined",
@@ -33,7 +36,7 @@ NOT_PART_OF_A_RESULT = (
     "log_every_steps",
     "picture_every_steps",
 )
-"""Values that say where and how a job runs; changing them does not change what it computes."""
+"""Values that say where and how a job runs, or which model it uses: a model counts by its content, not by its place."""
 
 
 EXTENDS = "extends"
@@ -67,6 +70,12 @@ def load_config(cls: type[T], path: str | None, overrides: Sequence[str]) -> T:
 def config_yaml(cls: type[Any], path: str | None, overrides: Sequence[str]) -> str:
     """The resolved configuration as YAML, to be shown: without secrets in URLs; values still to be given read `???`."""
     return without_secrets(str(OmegaConf.to_yaml(_merged(cls, path, overrides))))
+
+
+def extended(cls: type[T], config: object, **values: object) -> T:
+    """The configuration as one of a class with more fields, which have these values."""
+    inherited = {item.name: getattr(config, item.name) for item in dataclasses.fields(cast("Any", config))}
+    return cls(**inherited, **values)
 
 
 def flatten(config: object) -> dict[str, Scalar]:

@@ -1,12 +1,12 @@
 """What is known of a trained segmenter without loading it: its card, and the configuration that depends on it."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 from pipeline import storage
-from pipeline.config import EvaluateConfig, SegmentConfig
-from pipeline.load_config import NOT_PART_OF_A_RESULT, fingerprint
+from pipeline.config import EvaluateConfig, SegmentConfig, TrainConfig
+from pipeline.load_config import NOT_PART_OF_A_RESULT, extended, fingerprint
 
 Config = TypeVar("Config", SegmentConfig, EvaluateConfig)
 
@@ -33,10 +33,16 @@ class PinnedConfig(SegmentConfig):
         return fingerprint(self, exclude=(*NOT_PART_OF_A_RESULT, "images", "model"))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PinnedTrainConfig(TrainConfig):
+    """A configuration of train with the content of the model that it starts from."""
+
+    initial_model_sha256: str
+
+
 def pin(config: SegmentConfig, card: ModelCard) -> PinnedConfig:
     """The configuration together with the model's content."""
-    values = {item.name: getattr(config, item.name) for item in fields(config)}
-    return PinnedConfig(**values, model_sha256=card.sha256)
+    return extended(PinnedConfig, config, model_sha256=card.sha256)
 
 
 def with_absolute_paths(config: Config) -> Config:
