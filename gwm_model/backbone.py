@@ -76,7 +76,7 @@ class Backbone(nn.Module):
             tokens = self.network.forward_intermediates(
                 images, indices=list(self.config.blocks), norm=True, output_fmt="NLC", intermediates_only=True
             )
-        return [block.mT.reshape(len(block), -1, *grid) for block in tokens]
+        return [block.mT.reshape(block.shape[0], -1, *grid) for block in tokens]
 
     def keys(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
         """Attention keys [B, N, C] of the configured blocks, heads concatenated, without class and register tokens."""
