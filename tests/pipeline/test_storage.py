@@ -50,6 +50,20 @@ def test_a_file_is_written_read_measured_and_deleted(place: str) -> None:
     assert not storage.exists(url)
 
 
+def test_a_file_written_in_pieces_is_seen_whole_or_not_at_all(place: str) -> None:
+    url = storage.join(place, "pieces")
+    with storage.open_write(url) as file:
+        file.write(b"one ")
+        assert not storage.exists(url)
+        file.write(b"two")
+    with pytest.raises(ZeroDivisionError), storage.open_write(url) as file:
+        file.write(b"half of ano")
+        raise ZeroDivisionError
+    assert storage.read_bytes(url) == b"one two"
+    assert list(storage.list_files(place)) == [storage.absolute(url)]
+    assert list(storage.list_temporary_files(place, older_than_s=-1.0)) == []
+
+
 def test_of_many_writers_one_creates(place: str) -> None:
     url = storage.join(place, "once")
 
