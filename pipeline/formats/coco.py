@@ -50,7 +50,7 @@ def _images(
     with Progress(unit="shards") as progress:
         for shard in dataset.shards():
             rows, found = masked(read_mask_rows(shard, limits))
-            counts.update(found, shards=1)
+            counts.update(found)
             for source, run in by_source(rows):
                 names = [frame_path(row) for row in run] if inputs is None else inputs.file_names(run)
                 for row, name in zip(run, names, strict=True):

@@ -1,10 +1,10 @@
 """Masks as PNG files: beside each other, as DAVIS 2016 keeps them, or as YouTube-VOS does.
 
-| format      | frames                              | masks                                   |
-|-------------|-------------------------------------|-----------------------------------------|
-| png         | none                                | IMAGE.png, VIDEO/00000.png; 0 and 255   |
-| davis       | JPEGImages/480p/SEQUENCE/FRAME.jpg  | Annotations/480p/SEQUENCE/FRAME.png; 0 and 255 |
-| youtube_vos | JPEGImages/SEQUENCE/FRAME.jpg       | Annotations/SEQUENCE/FRAME.png; palette, 0 and 1; meta.json |
+| format      | frames                             | masks                                         |
+|-------------|------------------------------------|-----------------------------------------------|
+| png         | none                               | IMAGE.png, VIDEO/00000.png: 0, 255            |
+| davis       | JPEGImages/480p/SEQUENCE/FRAME.jpg | Annotations/480p/SEQUENCE/FRAME.png: 0, 255   |
+| youtube_vos | JPEGImages/SEQUENCE/FRAME.jpg      | Annotations/SEQUENCE/FRAME.png: palette, 0, 1 |
 """
 
 import io
@@ -43,7 +43,7 @@ FramesOf = dict[str, list[str]]
 
 
 def write_png(config: ExportConfig) -> Counter[str]:
-    """One PNG for each mask, at its source's name, as gwm segment writes them with write_png=true."""
+    """One PNG for each mask, called like its image; frames have their number in a folder called like their video."""
     return each_shard(mask_dataset(config), partial(_png_shard, config))
 
 
@@ -96,7 +96,7 @@ class _VideoFolders:
                     f"format={self._config.format} has videos only, and {source} is a single image."
                 )
             sequence = self._sequences.name(sequence_name(source), source)
-            names = [PurePosixPath(name).stem for name in self._inputs.file_names(run)]
+            names = [safe_key(PurePosixPath(name).stem) for name in self._inputs.file_names(run)]
             for row, name, jpeg in zip(run, names, self._inputs.jpegs(run), strict=True):
                 mask = mask_of(row, self._config.decode)
                 storage.write_bytes(storage.join(images, sequence, f"{name}.jpg"), jpeg)

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -56,9 +57,13 @@ def test_a_file_written_in_pieces_is_seen_whole_or_not_at_all(place: str) -> Non
         file.write(b"one ")
         assert not storage.exists(url)
         file.write(b"two")
-    with pytest.raises(ZeroDivisionError), storage.open_write(url) as file:
+
+    def fail_amid(file: BinaryIO) -> None:
         file.write(b"half of ano")
         raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), storage.open_write(url) as file:
+        fail_amid(file)
     assert storage.read_bytes(url) == b"one two"
     assert list(storage.list_files(place)) == [storage.absolute(url)]
     assert list(storage.list_temporary_files(place, older_than_s=-1.0)) == []

@@ -6,6 +6,7 @@ from PIL import Image
 
 from pipeline.config import DecodeLimits
 from pipeline.errors import GwmError
+from pipeline.inputs import find_images, find_videos
 from pipeline.layouts import read_layout
 from pipeline.predictions import find_predictions, read_mask, read_predictions
 from tests.pipeline.formats.conftest import decoded, exported
@@ -39,6 +40,8 @@ def test_a_davis_folder_is_read_back_as_its_layout(make_masks, videos, tmp_path)
         for frame, url in annotated.items():
             assert np.array_equal(read_mask(url, LIMITS), decoded(rows[source, frame]))
             assert set(np.unique(np.asarray(Image.open(url)))) <= {0, 255}
+    inputs = find_images(str(tmp_path / "davis" / "JPEGImages" / "480p"))
+    assert {source.name: source.kind for source in inputs} == {"horse": "frames", "v": "frames"}
     for path in (videos / "horse").iterdir():
         copied = tmp_path / "davis" / "JPEGImages" / "480p" / "horse" / path.name
         assert copied.read_bytes() == path.read_bytes()
@@ -59,6 +62,8 @@ def test_a_youtube_vos_folder_has_objects_by_number_and_a_list_of_their_frames(m
     assert {name: video["objects"]["1"]["frames"] for name, video in described.items()} == {
         name: sorted(frames) for name, frames in seen.items() if frames
     }
+    inputs = find_videos(str(tmp_path / "vos" / "JPEGImages"))
+    assert {source.name: source.kind for source in inputs} == {"horse": "frames", "v": "frames"}
     for number in range(9):
         annotation = Image.open(tmp_path / "vos" / "Annotations" / "horse" / f"{5 * number:05d}.png")
         assert annotation.mode == "P"
