@@ -4,7 +4,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save
 
 from gwm_model import Segmenter, save_segmenter
 from gwm_model.config import SegmenterConfig
@@ -73,14 +75,9 @@ def test_a_repository_is_fetched_once_and_then_read_offline(segmenter: Segmenter
 
 
 def test_backbone_weights_come_from_the_hub_then_from_its_cache_and_else_are_named(tmp_path: Path) -> None:
-    import timm
-    from safetensors.torch import save
-
     network = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=0)
     torch.nn.init.constant_(network.cls_token, 0.25)
-    repository = timm.get_pretrained_cfg("vit_tiny_patch16_224").hf_hub_id
-    tag = timm.get_pretrained_cfg("vit_tiny_patch16_224").tag
-    name = f"{repository.rstrip('/')}/vit_tiny_patch16_224.{tag}"
+    name = timm.get_pretrained_cfg("vit_tiny_patch16_224").hf_hub_id
     home = {"HF_HOME": str(tmp_path / "hub")}
     (sentence,) = hub_python(BACKBONE, HF_HUB_OFFLINE="1", **home)
     assert sentence.startswith(
