@@ -36,7 +36,7 @@ def bipartitions(num_regions: int, device: torch.device | str = "cpu") -> Int64[
         raise ValueError(f"between 2 and {MAX_REGIONS} regions can be merged, not {num_regions}")
     codes = torch.arange(1, 2 ** (num_regions - 1), device=device)
     digits = torch.arange(num_regions - 2, -1, -1, device=device)
-    others = (codes[:, None] >> digits[None, :]) & 1
+    others = codes[:, None].bitwise_right_shift(digits[None, :]) & 1
     return F.pad(others, (1, 0))
 
 

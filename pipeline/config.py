@@ -1,4 +1,4 @@
-"""The four commands' configurations: frozen dataclasses, composed from gwm_model's values and the pipeline's own."""
+"""The commands' configurations: frozen dataclasses, composed from gwm_model's values and the pipeline's own."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -107,11 +107,16 @@ class EstimateFlowConfig(FlowEstimatorConfig):
 
     gaps: tuple[int, ...] = (1, -1)
     """Frame gaps: +1 is the flow from a frame to the next, -1 to the previous."""
+    files: str | None = None
+    """Flow that is there already, instead of an estimator: a folder with VIDEO/FRAME.flo or .png (KITTI) for each
+    gap, its number as {gap} in the name."""
 
     def __post_init__(self) -> None:
         FlowEstimatorConfig.__post_init__(self)
         different = len(set(self.gaps)) == len(self.gaps) > 0
         require(different and 0 not in self.gaps, f"gaps must be different and not 0, not {list(self.gaps)}")
+        named = self.files is None or len(self.gaps) == 1 or "{gap}" in self.files
+        require(named, "files must have {gap} in its name, where there are several gaps")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +156,14 @@ class PrepareConfig:
     """Try quarantined units again."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     placement: PreparePlacement = field(default_factory=PreparePlacement)
+
+    def __post_init__(self) -> None:
+        every = self.decode.stride == 1 and self.decode.fps is None
+        require(
+            every or self.estimate_flow.files is None,
+            "estimate_flow.files has flow between a video's own frames: "
+            "decode.stride and decode.fps do not go with it",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -341,3 +354,22 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         at_least(1, batch_size=self.batch_size, anchor_frames=self.anchor_frames)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportConfig:
+    """gwm export: masks, flow or a segmenter -> a format of other tools."""
+
+    format: str = MISSING
+    """coco, png, webdataset, davis, youtube_vos (of masks); flo, kitti (of flow); torch_export, onnx (of a model)."""
+    masks: str | None = None
+    """A mask dataset written by gwm segment."""
+    flow: str | None = None
+    """A flow dataset written by gwm prepare."""
+    model: str | None = None
+    """A segmenter folder written by gwm train."""
+    images: str | None = None
+    """The images or videos that the masks were made of, as they were given to gwm segment."""
+    output: str = MISSING
+    """A file for coco, torch_export and onnx; a folder or bucket prefix for the others."""
+    decode: DecodeLimits = field(default_factory=DecodeLimits)

@@ -76,6 +76,19 @@ def absolute_spec(spec: str) -> str:
     return storage.absolute(spec) if storage.is_local(spec) else spec
 
 
+def input_root(spec: str) -> str:
+    """The folder from which the names of the sources that `spec` means are counted."""
+    if _has_glob(spec) and not storage.exists(spec):
+        return _split_glob(spec)[0]
+    if storage.is_folder(spec):
+        return storage.absolute(spec)
+    if storage.exists(spec):
+        return posixpath.dirname(storage.absolute(spec))
+    if storage.is_local(spec):
+        raise GwmError(f"There is no file or folder {spec}.")
+    return _split_glob(f"{spec}*")[0]
+
+
 def frame_urls(source: Source) -> list[str]:
     """The frames of a source of kind `frames`, by number."""
     numbered = [
