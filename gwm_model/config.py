@@ -175,6 +175,8 @@ class RefineConfig:
     """The guided filter's window, in cells of the network's grid to each side."""
     epsilon: float = 1e-4
     """The guided filter's regularisation: colours in [0, 1] that vary less than this in a window do not count."""
+    use_flow: bool = False
+    """First follow the frames' own flow, from the flow dataset `flow`; single images have none."""
 
     def __post_init__(self) -> None:
         at_least(1, radius_cells=self.radius_cells)

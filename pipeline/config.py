@@ -281,6 +281,8 @@ class SegmentConfig:
     """Images or videos: a file, a folder, a glob, a prefix, or a text/CSV/Parquet list."""
     model: str = MISSING
     """A segmenter folder written by gwm train, local or in a bucket."""
+    flow: str | None = None
+    """With refine.use_flow: a flow dataset of the same videos."""
     output: str = MISSING
     adapt: bool = False
     """First train the model further on these videos, all together, and segment them with the result."""
@@ -306,6 +308,8 @@ class SegmentConfig:
     def __post_init__(self) -> None:
         at_least(1, batch_size=self.batch_size, chunk_images=self.chunk_images)
         at_least(1, anchor_frames=self.anchor_frames)
+        has_flow = (self.flow is not None) == self.refine.use_flow
+        require(has_flow, "refine.use_flow=true and flow=DATASET belong together: give both or neither")
 
     @property
     def loads_pictures(self) -> bool:
@@ -340,7 +344,7 @@ class EvaluateConfig:
     images: str | None = None
     """With model: the frames to segment; none takes those beside the ground truth."""
     flow: str | None = None
-    """With model: the flow dataset whose stored frames are segmented."""
+    """With model: the flow dataset whose stored frames are segmented, or with refine.use_flow, only its flow."""
     output: str = MISSING
     protocol: str = "label_free"
     """official (given binary masks), label_free, paper (ground truth picks the cluster, per frame), or oracle."""

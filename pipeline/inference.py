@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,6 +15,7 @@ from gwm_model import choose_foreground, load_segmenter, merge_regions
 from gwm_model.backbone import Backbone, load_backbone
 from gwm_model.config import MergeConfig, RefineConfig
 from gwm_model.crf import crf_upsample
+from gwm_model.flow_refine import explain_flow
 from gwm_model.merge import foreground_probability
 from gwm_model.refine import guided_upsample
 from gwm_model.segmenter import Segmenter
@@ -23,6 +24,7 @@ from pipeline import storage
 from pipeline.errors import GwmError, UnitError
 from pipeline.images import Image
 from pipeline.model_card import ModelCard
+from pipeline.video_flow import VideoFlow
 
 
 def open_segmenter(url: str, device: str) -> tuple[Segmenter, str]:
@@ -56,11 +58,16 @@ class ObjectRule:
     stray: StrayParts | None
 
     def probability(
-        self, masks: Float[Tensor, "B K h w"], features: Float[Tensor, "B C i j"]
+        self,
+        masks: Float[Tensor, "B K h w"],
+        features: Float[Tensor, "B C i j"],
+        flow: VideoFlow | None = None,
     ) -> Float[Tensor, "B h w"]:
-        """The object's probability in frames of the video, or in the image."""
+        """The object's probability in frames of the video, given their flow if it is at hand, or in the image."""
         labels, object_is = self.labels.expand(len(masks), -1), self.object_is.expand(len(masks))
         whole = foreground_probability(masks, labels, object_is)
+        if flow is not None:
+            whole = explain_flow(whole, *_on_grid(flow, whole))
         return whole if self.stray is None else remove_stray_parts(whole, features, self.stray)
 
 
@@ -119,11 +126,15 @@ class RegionModel:
         return replace(rule, stray=find_stray_parts(rule.probability(masks, features), features))
 
     def object_probability(
-        self, masks: Float[Tensor, "B K h w"], features: Float[Tensor, "B C i j"], rule: ObjectRule | None
+        self,
+        masks: Float[Tensor, "B K h w"],
+        features: Float[Tensor, "B C i j"],
+        rule: ObjectRule | None,
+        flow: VideoFlow | None = None,
     ) -> Float[Tensor, "B h w"]:
         """The object's probability in frames of a video, by its rule; without one, in images, each by its own."""
         if rule is not None:
-            return rule.probability(masks, features)
+            return rule.probability(masks, features, flow)
         images = zip(masks[:, None], features[:, None], strict=True)
         return torch.cat([self.rule(*image).probability(*image) for image in images])
 
@@ -171,6 +182,17 @@ def object_at_source(
     """The object's probability at its source's size, refined as one of two sides that sum to 1."""
     sides = torch.stack([1 - probability, probability])
     return at_source(sides, height_px, width_px, ground, refine)[1]
+
+
+def _on_grid(
+    flow: VideoFlow, masks: Float[Tensor, "B h w"]
+) -> tuple[Float[Tensor, "B G 2 h w"], Bool[Tensor, "B G"]]:
+    """The flow on the grid of the masks, still in pixels of its own size."""
+    stored = torch.from_numpy(flow.flow).to(masks.device).float()
+    resized = F.interpolate(stored.flatten(0, 1), masks.shape[-2:], mode="bilinear", antialias=True)
+    return resized.view(*stored.shape[:3], *masks.shape[-2:]), torch.from_numpy(flow.has_flow).to(
+        masks.device
+    )
 
 
 def _card(segmenter: Segmenter, sha256: str) -> ModelCard:

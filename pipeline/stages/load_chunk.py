@@ -18,12 +18,14 @@ from pipeline.records import Row, encode_image
 from pipeline.stages.failure import failed_row
 from pipeline.stages.plan_clips import clip_spans
 from pipeline.video import Frames
+from pipeline.video_flow import read_video_flow
 
 
 def load_chunk(row: Row, config: SegmentConfig, card: ModelCard) -> Row:
     """The chunk's row with `images` uint8 [N, 3, h, w] and a video's `anchors`; other rows pass unchanged.
 
     A video whose objects are followed passes unchanged too: it is loaded in parts (`load_parts`) where it is segmented.
+    With `refine.use_flow` the frames' `flow` and `has_flow` come along, as in `VideoFlow`.
     `errors` holds a sentence for each image or frame that cannot be read and "" for the others; N counts the
     others. `heights_px` and `widths_px` are the displayed sizes: an image is turned as its EXIF data asks.
     """
@@ -53,7 +55,13 @@ def load_parts(row: Row, config: SegmentConfig, card: ModelCard) -> Iterator[Row
 
 
 def _load(row: Row, config: SegmentConfig, card: ModelCard) -> Row:
-    return _load_video(row, config, card) if row["kind"] == "video" else _load_files(row, config, card)
+    loaded = _load_video(row, config, card) if row["kind"] == "video" else _load_files(row, config, card)
+    if config.flow is None or row["kind"] == "images":
+        return loaded
+    positions = [
+        int(frame) for frame, error in zip(row["frame_index"], loaded["errors"], strict=True) if not error
+    ]
+    return {**loaded, **read_video_flow(config.flow, row["names"][0], positions).to_row()}
 
 
 def _load_files(row: Row, config: SegmentConfig, card: ModelCard) -> Row:

@@ -21,6 +21,7 @@ from pipeline.model_card import ModelCard, anchor_positions
 from pipeline.pictures import picture_size
 from pipeline.predictions import Place, read_mask, read_predictions
 from pipeline.records import Row
+from pipeline.video_flow import VideoFlow, read_video_flow
 
 MODEL_PROTOCOLS = ("label_free", "paper", "oracle")
 SIDES_AT_ONCE = 16
@@ -71,7 +72,7 @@ class ScoreSequence:
         for first in range(0, len(positions), self._config.batch_size):
             part = slice(first, first + self._config.batch_size)
             masks, features = self._regions(frames, positions[part])
-            objects = self._model.object_probability(masks, features, rule)
+            objects = self._model.object_probability(masks, features, rule, self._flow(row, positions[part]))
             own_labels = self._model.labels(masks, features)
             truths = list(_truths(row["annotation_urls"][part], self._config.decode))
             grounds = self._grounds(frames, positions[part], truths)
@@ -82,6 +83,10 @@ class ScoreSequence:
                 regions = at_source(masks[image], *at)
                 scores = protocol_scores(score(found, truth), regions, own_labels[image], truth)
                 yield _inside(scores, row, first + image)
+
+    def _flow(self, row: Row, positions: Sequence[int]) -> VideoFlow | None:
+        uses_flow = self._config.refine.use_flow and row["is_video"]
+        return read_video_flow(str(self._config.flow), row["sequence"], positions) if uses_flow else None
 
     def _video_rule(self, frames: FrameList) -> ObjectRule:
         anchors = anchor_positions(len(frames), self._config.anchor_frames)

@@ -18,6 +18,7 @@ from pipeline.objects import Objects, open_objects
 from pipeline.records import Row, decode_image
 from pipeline.stages.failure import failed_row
 from pipeline.stages.load_chunk import is_followed, load_parts
+from pipeline.video_flow import VideoFlow
 
 
 class ChunkRegions(NamedTuple):
@@ -60,7 +61,7 @@ class SegmentImages:
             raise
         except Exception as error:
             return failed_row(row, "segment_images", error)
-        used = ("images", "anchors", *(() if apart else ("pictures",)))
+        used = ("images", "anchors", "flow", "has_flow", *(() if apart else ("pictures",)))
         kept = {name: value for name, value in row.items() if name not in used}
         return {**kept, **columns, "seconds_segment_images": time.monotonic() - began}
 
@@ -88,7 +89,9 @@ class SegmentImages:
             return ChunkRegions(torch.empty(0, 2, 1, 1), torch.empty(0, 1, 1), torch.empty(0, 1, 1, 1))
         regions, features = self._model.regions(images)
         rule = None if row["kind"] == "images" else self._rule_of(row)
-        return ChunkRegions(regions, self._model.object_probability(regions, features, rule), features)
+        return ChunkRegions(
+            regions, self._model.object_probability(regions, features, rule, VideoFlow.of_row(row)), features
+        )
 
     def _rule_of(self, row: Row) -> ObjectRule:
         """What a video's anchors decide; kept for its other chunks."""
