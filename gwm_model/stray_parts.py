@@ -1,8 +1,8 @@
 """Parts of an object that only move with it: a bow wave, or leaves that hang nearer to the camera than the rest.
 
 Motion alone cannot tell them apart from the object. Appearance can, over a whole video: split the object's patches in
-two by the normalised cut of their features (Shi and Malik, PAMI 2000); a part that looks more like the background
-than like the rest of the object is stray. What is left is split again until no part is.
+two by the normalised cut of their features (Shi and Malik, PAMI 2000); a part that looks twice as much like the
+background as like the rest of the object is stray. What is left is split again until no part is.
 """
 
 from dataclasses import dataclass
@@ -20,6 +20,8 @@ FEWEST_PATCHES = 8
 """An object of fewer patches is not split."""
 MAX_SPLITS = 4
 ITERATIONS = 60
+MORE = 2.0
+"""How many times more a stray part looks like the background."""
 NEIGHBOURS = 64
 """A patch is compared with as many of the patches most like it, of the object and of the stray parts."""
 
@@ -72,7 +74,7 @@ def remove_stray_parts(
 
 
 def _stray_part(patches: Float[Tensor, "P C"], kept: Bool[Tensor, " P"]) -> Bool[Tensor, " P"] | None:
-    """The half of the kept patches that looks more like the others than like the other half."""
+    """The half of the kept patches that looks twice as much like the others as like the other half."""
     if int(kept.sum()) < FEWEST_PATCHES or bool(kept.all()):
         return None
     inside = patches[kept]
@@ -83,7 +85,7 @@ def _stray_part(patches: Float[Tensor, "P C"], kept: Bool[Tensor, " P"]) -> Bool
     between = affinity[half][:, ~half].mean()
     to_background = _affinity(inside, patches[~kept]).mean(1)
     likeness = torch.stack([to_background[half].mean(), to_background[~half].mean()])
-    if likeness.max() <= between:
+    if likeness.max() <= MORE * between:
         return None
     stray = torch.zeros_like(kept)
     stray[kept] = half if likeness[0] >= likeness[1] else ~half
