@@ -150,7 +150,7 @@ class MergeConfig:
     """Appearance features: the segmenter's own, or those of `backbone`."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     drop_stray_parts: bool = True
-    """Parts of the object that look twice as much like the background as like the rest of it are dropped (paper: no)."""
+    """Parts of the object that look twice as much like the background as like its rest are dropped (paper: no)."""
     height_px: int = 252
     """Images that are smaller are enlarged to this height for a `backbone` that only merges (paper's code: 128)."""
     method: MergeMethod = "exact"
