@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from gwm_model.motion import fit_motion
     from gwm_model.objective import motion_loss
     from gwm_model.optical_flow import load_flow_estimator
+    from gwm_model.segmenter import Segmenter
 
 __all__ = [
+    "Segmenter",
     "choose_foreground",
     "fit_motion",
     "load_flow_estimator",
@@ -25,6 +27,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Segmenter": "segmenter",
     "choose_foreground": "merge",
     "fit_motion": "motion",
     "load_flow_estimator": "optical_flow",

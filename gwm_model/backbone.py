@@ -76,7 +76,7 @@ class Backbone(nn.Module):
             tokens = self.network.forward_intermediates(
                 images, indices=list(self.config.blocks), norm=True, output_fmt="NLC", intermediates_only=True
             )
-        return [block.mT.reshape(len(block), -1, *grid) for block in tokens]
+        return [block.mT.reshape(block.shape[0], -1, *grid) for block in tokens]
 
     def keys(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
         """Attention keys [B, N, C] of the configured blocks, heads concatenated, without class and register tokens."""
@@ -97,12 +97,17 @@ class Backbone(nn.Module):
 
 
 def create_network(config: BackboneConfig, is_transformer: bool) -> Any:
-    """The timm network with its weights. ValueError for an unknown name or weights that do not fit."""
+    """The timm network with its weights. ValueError for an unknown name, and weights that do not fit or are missing."""
     shape: dict[str, Any] = {"features_only": True, "out_indices": config.blocks}
     if is_transformer:
         shape = {"num_classes": 0, "dynamic_img_size": True}
     try:
         network = timm.create_model(config.name, pretrained=config.weights == "pretrained", **shape)
+    except OSError as error:
+        raise ValueError(
+            f"The weights of {config.name} are not in the cache of the Hugging Face hub, and it cannot be reached "
+            f"({first_line(error.__cause__ or error)}): give a file as weights, or fill the cache (HF_HOME)."
+        ) from error
     except RuntimeError as error:
         sentence = f"timm has no backbone {config.name}: {first_line(error)}"
         if isinstance(error.__cause__, UnpicklingError):
@@ -132,7 +137,7 @@ def load_weights(network: Any, config: BackboneConfig, is_transformer: bool) -> 
         raise ValueError(f"{config.weights} does not fit the backbone {config.name}: it has no {missing[0]}.")
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What an error says, without the lines that follow."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 

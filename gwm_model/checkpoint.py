@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -43,6 +45,20 @@ def read_segmenter_config(folder: Path | str) -> SegmenterConfig:
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} does not describe a segmenter of format {FORMAT_VERSION}: {type(error).__name__} {error}."
+        ) from error
+
+
+def fetch_segmenter(name: str, revision: str | None = None) -> Path:
+    """The folder in the Hugging Face cache with a repository's two files; what the cache has is not fetched again.
+
+    ValueError with one sentence if there is no such repository, or it cannot be reached and is not in the cache.
+    """
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"{name} is no folder here, and no segmenter that the Hugging Face hub gives: {reason}."
         ) from error
 
 

@@ -1,10 +1,12 @@
 """The algorithm's values: frozen dataclasses, importable without torch so that a command line can read them at once."""
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Literal
 
 Motion = Literal["constant", "affine", "quadratic"]
 Objective = Literal["expected", "composite"]
+MergeMethod = Literal["exact", "scikit_learn"]
 
 
 def require(holds: bool, sentence: str) -> None:
@@ -97,27 +99,46 @@ class ObjectiveConfig:
     """`root` is the robust square root of the squared residual; `squared` is Eq. 3."""
     appearance_weight: float = 0.05
     """Weight of the normalised cut of the backbone's features that the regions make (paper: 0); the U-Net has none."""
+    motion_weight: float = 1.0
+    """Factor of the motion loss (paper's code: 0.03)."""
+    height_px: int | None = None
+    """Size at which masks, enlarged, meet the flow, which is then in pixels of that size (paper's code: 480 x 854).
+
+    None is the masks' own grid, with flow in pixels of the stored size.
+    """
+    width_px: int | None = None
+    flow_resize: Literal["smooth", "nearest"] = "smooth"
+    """How stored flow comes to that size: antialiased, or a pixel of each cell (paper's code: OpenCV's nearest)."""
 
     def __post_init__(self) -> None:
         require(self.flow_clip_px > 0, f"flow_clip_px must be positive, not {self.flow_clip_px}")
+        require(self.motion_weight > 0, f"motion_weight must be positive, not {self.motion_weight}")
         at_least(0, appearance_weight=self.appearance_weight)
+        at_least(1, height_px=self.height_px, width_px=self.width_px)
+        both = (self.height_px is None) == (self.width_px is None)
+        require(both, "height_px and width_px of the objective belong together: give both or none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and a linear decay over the last part of training."""
+    """AdamW with linear warm-up and a decay."""
 
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     warmup_steps: int = 100
+    schedule: Literal["linear", "poly"] = "linear"
+    """`linear` falls to zero over the last `decay_fraction` of the steps; `poly` from the start, with power 0.9."""
     decay_fraction: float = 0.4
-    """The last fraction of the steps, over which the rate falls linearly to zero."""
+    """The last fraction of the steps, over which `linear` falls."""
+    poly_steps: int = 160_000
+    """The step at which `poly` would reach zero (paper's code: 160,000, though it stops at 20,000)."""
     max_gradient_norm: float = 1.0
 
     def __post_init__(self) -> None:
         require(self.learning_rate > 0, f"learning_rate must be positive, not {self.learning_rate}")
         require(0 <= self.decay_fraction <= 1, f"decay_fraction must lie in 0..1, not {self.decay_fraction}")
         at_least(0, weight_decay=self.weight_decay, warmup_steps=self.warmup_steps)
+        at_least(1, poly_steps=self.poly_steps)
         require(self.max_gradient_norm > 0, "max_gradient_norm must be positive")
 
 
@@ -128,18 +149,34 @@ class MergeConfig:
     features: Literal["segmenter", "backbone"] = "segmenter"
     """Appearance features: the segmenter's own, or those of `backbone`."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    drop_stray_parts: bool = True
+    """Parts of the object that look twice as much like the background as like its rest are dropped (paper: no)."""
+    height_px: int = 252
+    """Images that are smaller are enlarged to this height for a `backbone` that only merges (paper's code: 128)."""
+    method: MergeMethod = "exact"
+    """Normalised cut by comparing all splits, or scikit-learn's spectral clustering (paper's code)."""
+
+    def __post_init__(self) -> None:
+        at_least(1, height_px=self.height_px)
+        installed = self.method != "scikit_learn" or find_spec("sklearn") is not None
+        require(installed, "merge.method=scikit_learn needs scikit-learn: pip install 'gwm[paper]'")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefineConfig:
     """How an object's mask comes from the network's grid to the image's size."""
 
-    method: Literal["none", "guided_filter"] = "none"
-    """`guided_filter` lets the mask follow the image's edges; `none` interpolates between the cells."""
+    method: Literal["none", "guided_filter", "crf"] = "none"
+    """`guided_filter` and `crf` let the mask follow the image's edges; `none` interpolates between the cells.
+
+    `crf` is the fully connected CRF, solved on CPUs; it needs the extra of that name.
+    """
     radius_cells: int = 2
-    """The filter's window, in cells of the network's grid to each side."""
+    """The guided filter's window, in cells of the network's grid to each side."""
     epsilon: float = 1e-4
-    """The filter's regularisation: colours in [0, 1] that vary less than this in a window do not count."""
+    """The guided filter's regularisation: colours in [0, 1] that vary less than this in a window do not count."""
+    use_flow: bool = False
+    """First follow the frames' own flow, from the flow dataset `flow`; single images have none."""
 
     def __post_init__(self) -> None:
         at_least(1, radius_cells=self.radius_cells)

@@ -109,7 +109,7 @@ class QueryDecoder(nn.Module):
         memory = self.project(feature)
         position = sine_position(*memory.shape[1:], device=memory.device).flatten(1).T[None]
         memory = memory.flatten(2).mT
-        queries = self.queries[None].expand(len(memory), -1, -1)
+        queries = self.queries[None].expand(memory.shape[0], -1, -1)
         x = torch.zeros_like(queries) if self.layers else queries
         for layer in self.layers:
             x = layer(x, queries, memory, position)

@@ -4,10 +4,13 @@ Appearance decides which regions belong together (an exact normalised cut of the
 image border decides which side is the background. Both take one decision for each image, or for each video.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
+
+from gwm_model.config import MergeMethod
 
 MIN_AFFINITY = 1e-6
 EMPTY_AREA = 1e-4
@@ -33,7 +36,7 @@ def bipartitions(num_regions: int, device: torch.device | str = "cpu") -> Int64[
         raise ValueError(f"between 2 and {MAX_REGIONS} regions can be merged, not {num_regions}")
     codes = torch.arange(1, 2 ** (num_regions - 1), device=device)
     digits = torch.arange(num_regions - 2, -1, -1, device=device)
-    others = (codes[:, None] >> digits[None, :]) & 1
+    others = codes[:, None].bitwise_right_shift(digits[None, :]) & 1
     return F.pad(others, (1, 0))
 
 
@@ -41,6 +44,7 @@ def merge_regions(
     masks: Float[Tensor, "B K H W"],
     features: Float[Tensor, "B C h w"],
     video_ids: Int64[Tensor, " B"] | None = None,
+    method: MergeMethod = "exact",
 ) -> Int64[Tensor, "B K"]:
     """Side 0 or 1 of every region: the bipartition of lowest normalised cut; region 0 is always on side 0.
 
@@ -53,6 +57,8 @@ def merge_regions(
         masks: region probabilities, summing to 1 over K.
         features: appearance features on any grid over the same images.
         video_ids: images with the same id are one video: described together, they share their labels.
+        method: `exact`, or `scikit_learn`, whose spectral clustering the published code uses: an approximation of the
+            same cut, in which empty regions have a say. Needs scikit-learn.
     """
     splits = bipartitions(masks.shape[1], masks.device)
     descriptors, area = _describe(masks, features)
@@ -61,6 +67,8 @@ def merge_regions(
     present = area > EMPTY_AREA
     direction = descriptors / descriptors.norm(dim=-1, keepdim=True).clamp_min(1e-12)
     affinity = (direction @ direction.transpose(1, 2)).clamp_min(MIN_AFFINITY)
+    if method == "scikit_learn" and len(splits) > 1:
+        return _spread(_clustered(affinity), group)
     affinity = affinity * (present[:, :, None] & present[:, None, :])
     costs = normalized_cut(affinity, splits)
     moves_empty = (splits[None].bool() & ~present[:, None, :]).any(-1)
@@ -81,6 +89,16 @@ def normalized_cut(affinity: Float[Tensor, "V K K"], splits: Int64[Tensor, "P K"
     valid = (assoc0 > 0) & (assoc1 > 0)
     cost = cut / assoc0.where(valid, 1) + cut / assoc1.where(valid, 1)
     return cost.where(valid, torch.inf)
+
+
+def _clustered(affinity: Float[Tensor, "V K K"]) -> Int64[Tensor, "V K"]:
+    """Sides by spectral clustering as the published code calls it, region 0 on side 0."""
+    from sklearn.cluster import SpectralClustering  # optional: an extra of the package
+
+    clustering = SpectralClustering(n_clusters=2, affinity="precomputed", random_state=0)
+    labels = np.stack([clustering.fit_predict(matrix) for matrix in affinity.cpu().numpy()])
+    sides = torch.as_tensor(labels, dtype=torch.int64, device=affinity.device)
+    return sides ^ sides[:, :1]
 
 
 def choose_foreground(

@@ -165,10 +165,13 @@ def appearance_cut(masks: Float[Tensor, "B K H W"], features: Float[Tensor, "B C
 
 
 def training_loss(
-    masks: Float[Tensor, "B K H W"], flow: Float[Tensor, "B 2 H W"], config: ObjectiveConfig
+    masks: Float[Tensor, "B K h w"], flow: Float[Tensor, "B 2 H W"], config: ObjectiveConfig
 ) -> Float[Tensor, ""]:
-    """The objective as configured: flow clipped and normalised, then `motion_loss`."""
+    """The objective as configured: masks enlarged to the flow, flow clipped and normalised, then `motion_loss`."""
+    if masks.shape[2:] != flow.shape[2:]:
+        masks = functional.interpolate(masks, size=flow.shape[2:], mode="bilinear", align_corners=False)
     flow = flow.clamp(-config.flow_clip_px, config.flow_clip_px)
     if config.flow_normalization == "relative":
         flow = normalize_flow(flow)
-    return motion_loss(masks, flow, motion=config.motion, objective=config.kind, residual=config.residual)
+    loss = motion_loss(masks, flow, motion=config.motion, objective=config.kind, residual=config.residual)
+    return config.motion_weight * loss

@@ -1,5 +1,7 @@
 """The segmenter: one image -> logits of K regions. The only place that chooses an architecture."""
 
+from pathlib import Path
+
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
@@ -30,6 +32,25 @@ class Segmenter(nn.Module):
                 num_layers=config.decoder_layers,
                 image_skip=config.image_skip,
             )
+
+    @classmethod
+    def from_pretrained(
+        cls, name: Path | str, *, revision: str | None = None, device: torch.device | str = "cpu"
+    ) -> "Segmenter":
+        """The segmenter of a folder on this disk, or else of a repository on the Hugging Face hub, for evaluation.
+
+        Raises ValueError with one sentence where there is none.
+        """
+        from gwm_model.checkpoint import fetch_segmenter, load_segmenter  # that module builds segmenters
+
+        folder = Path(name) if Path(name).is_dir() else fetch_segmenter(str(name), revision)
+        return load_segmenter(folder, device)
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Writes what `from_pretrained` reads, weights as safetensors: a folder to be uploaded as it is."""
+        from gwm_model.checkpoint import save_segmenter
+
+        save_segmenter(self, folder)
 
     def resize(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 h w"]:
         """Images in [0, 1] at the network's input size; uint8 images are 0 to 255, float images 0 to 1 already."""

@@ -14,6 +14,10 @@ from gwm_model.config import ObjectiveConfig, OptimizerConfig
 from gwm_model.objective import appearance_cut, training_loss
 from gwm_model.segmenter import Segmenter
 
+POLY_POWER = 0.9
+POLY_START = 1e-6
+"""The warm-up of `poly` begins with this share of the rate."""
+
 
 @dataclass(frozen=True, slots=True)
 class TrainBatch:
@@ -24,7 +28,7 @@ class TrainBatch:
     features: list[Tensor]
     """Feature maps of the frozen backbone; empty if it is trained or there is none."""
     flow: Float[Tensor, "B 2 H W"]
-    """Flow on the grid of the segmenter's output, in pixels of the stored size."""
+    """Flow on the grid of the segmenter's output, in pixels of the stored size; or on the objective's, in its own."""
 
     def to(self, device: torch.device | str) -> "TrainBatch":
         """The batch in float32 on a device."""
@@ -70,7 +74,16 @@ def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
 
 
 def learning_rate_at(step: int, num_steps: int, config: OptimizerConfig) -> float:
-    """The rate of steps 0 to num_steps - 1: linear warm-up, constant, linear decay over the last `decay_fraction`."""
+    """The rate of steps 0 to num_steps - 1: linear warm-up, constant, linear decay over the last `decay_fraction`.
+
+    `poly` is detectron2's WarmupPolyLR as the paper's code sets it: warm-up from 1e-6 of the rate, times a falling
+    power of the steps left to `poly_steps`.
+    """
+    if config.schedule == "poly":
+        done = min(1.0, step / max(1, config.warmup_steps))
+        left = max(0.0, 1.0 - step / config.poly_steps)
+        falling: float = left**POLY_POWER
+        return config.learning_rate * (POLY_START * (1.0 - done) + done) * falling
     warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
     decay_steps = max(1.0, config.decay_fraction * num_steps)
     decay = min(1.0, (num_steps - step) / decay_steps)

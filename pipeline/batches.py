@@ -6,10 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from torch.nn import functional as F
 
+from gwm_model.config import ObjectiveConfig
 from gwm_model.segmenter import Segmenter
 from gwm_model.training import TrainBatch
+from pipeline.config import TrainConfig
 from pipeline.flow_dataset import FlowDataset, FrameReader
 from pipeline.sample_cache import Sample, SampleCache
 
@@ -25,15 +29,12 @@ class Share:
 class BatchLoader:
     """Batches of one rank from a flow dataset; the next batch is made while the current one is trained on."""
 
-    def __init__(
-        self, flow: FlowDataset, segmenter: Segmenter, cache: SampleCache, *, seed: int, precision: str
-    ):
+    def __init__(self, flow: FlowDataset, segmenter: Segmenter, cache: SampleCache, config: TrainConfig):
+        self.config = config
         self.flow = flow
         self.reader = FrameReader(flow)
         self.segmenter = segmenter
         self.cache = cache
-        self.seed = seed
-        self.precision = precision
         self.device = next(segmenter.parameters()).device
         backbone = segmenter.backbone
         self.keeps_features = backbone is not None and backbone.config.frozen
@@ -41,7 +42,7 @@ class BatchLoader:
 
     def batches(self, batch_size: int, first_step: int, share: Share) -> Iterator[TrainBatch]:
         """Endless batches from `first_step` on; rank r of w takes frames r, r + w, ... of each global batch."""
-        ids = self.flow.batches(self.seed, batch_size, first_step)
+        ids = self.frame_ids(batch_size, first_step)
         with ThreadPoolExecutor(1, thread_name_prefix="next-batch") as pool:
             step = first_step
             upcoming = pool.submit(self.batch, next(ids), step, share)
@@ -50,6 +51,11 @@ class BatchLoader:
                 step += 1
                 upcoming = pool.submit(self.batch, next(ids), step, share)
                 yield batch.to(self.device)
+
+    def frame_ids(self, batch_size: int, first_step: int) -> Iterator[list[int]]:
+        """The frames of the global batches from `first_step` on."""
+        by_video = self.config.sampling.frames == "by_video"
+        return self.flow.batches(self.config.seed, batch_size, first_step, by_video=by_video)
 
     def batch(self, ids: list[int], step: int, share: Share) -> TrainBatch:
         """One rank's part of the batch of `step`, on the CPU."""
@@ -68,7 +74,11 @@ class BatchLoader:
     ) -> np.ndarray[tuple[int, ...], np.dtype[np.float16]]:
         """The flow [2, H, W] to one of the frames that exist, drawn by (seed, step, place); zeros teach nothing."""
         existing = np.flatnonzero(sample.has_flow)
-        drawn = np.random.default_rng([self.seed, step, place]).integers(max(1, len(existing)))
+        generator = np.random.default_rng([self.config.seed, step, place])
+        if self.config.sampling.gaps == "first_of_pair" and len(existing) > 1:
+            drawn = generator.choice(len(existing), 2, replace=False).min()
+        else:
+            drawn = generator.integers(max(1, len(existing)))
         return np.array(sample.flow[existing[drawn] if len(existing) else 0])
 
     @torch.no_grad()
@@ -77,16 +87,29 @@ class BatchLoader:
         frame = self.reader.read(frame_id)
         pixels = torch.from_numpy(np.ascontiguousarray(frame.image.transpose(2, 0, 1)))[None].to(self.device)
         image = self.segmenter.resize(pixels).mul(255.0).round().clamp(0, 255)
-        flow = F.interpolate(
-            torch.from_numpy(frame.flow), size=self.mask_size, mode="bilinear", antialias=True
-        )
+        flow = flow_for_loss(torch.from_numpy(frame.flow), self.mask_size, self.config.objective)
         features = []
         if self.keeps_features:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            with torch.autocast(
+                self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"
+            ):
                 maps = self.segmenter.features(image / 255.0)
             # Contiguous as in the cache: from another layout a convolution computes other last bits.
             features = [each[0].half().cpu().contiguous().numpy() for each in maps]
         return Sample(image[0].byte().cpu().numpy(), features, flow.half().numpy(), frame.has_flow)
+
+
+def flow_for_loss(
+    flow: Float[Tensor, "G 2 H W"], mask_size: tuple[int, int], objective: ObjectiveConfig
+) -> Float[Tensor, "G 2 h w"]:
+    """Stored flow on the grid of the masks, as it is; or on the objective's own grid, in its pixels."""
+    size = mask_size
+    if objective.height_px and objective.width_px:
+        size = objective.height_px, objective.width_px
+        flow = flow * torch.tensor([size[1] / flow.shape[3], size[0] / flow.shape[2]]).view(2, 1, 1)
+    if objective.flow_resize == "nearest":
+        return F.interpolate(flow, size=size, mode="nearest")
+    return F.interpolate(flow, size=size, mode="bilinear", antialias=True)
 
 
 @torch.no_grad()

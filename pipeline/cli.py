@@ -1,4 +1,4 @@
-"""The command line: `gwm prepare|train|segment|evaluate|demo|verify|submit|status`.
+"""The command line: `gwm prepare|train|segment|evaluate|export|demo|verify|submit|status`.
 
 Heavy libraries are imported by the command that needs them, so that help and a misspelt word answer at once.
 Exit codes: 0 all done; 1 an error, one sentence on stderr; 2 done, but something is in quarantine;
@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from pipeline.config import EvaluateConfig, PrepareConfig, SegmentConfig, TrainConfig
+from pipeline.config import EvaluateConfig, ExportConfig, PrepareConfig, SegmentConfig, TrainConfig
 from pipeline.errors import GwmError
 from pipeline.local_ray import keep_ray_to_this_machine
 from pipeline.progress import say
@@ -125,6 +125,15 @@ def evaluate(
     dataset=, data=, output= and masks= or model= are needed.
     """
     return _page_command(_evaluate, EvaluateConfig, words, config, print_config, dry_run, debug)
+
+
+@app.command()
+def export(words: Words = None, debug: Debug = False) -> int:
+    """Masks, flow or a segmenter -> a format of other tools.
+
+    format=, output= and masks=, flow= or model= are needed.
+    """
+    return _guarded(partial(_export, words or []), debug)
 
 
 @app.command()
@@ -300,7 +309,10 @@ def _train(config: TrainConfig) -> Mapping[str, Any]:
 
 
 def _segment(config: SegmentConfig) -> Mapping[str, Any]:
-    from pipeline.segment import segment as page
+    if config.adapt:
+        from pipeline.adapt import adapt as page
+    else:
+        from pipeline.segment import segment as page
 
     return page(config)
 
@@ -309,6 +321,13 @@ def _evaluate(config: EvaluateConfig) -> Mapping[str, Any]:
     from pipeline.evaluate import evaluate as page
 
     return page(config)
+
+
+def _export(words: list[str]) -> int:
+    from pipeline.export import export as write
+    from pipeline.load_config import load_config
+
+    return _exit_code(write(load_config(ExportConfig, None, words)))
 
 
 def _demo(output: str, videos: str | None) -> int:

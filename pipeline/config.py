@@ -1,6 +1,7 @@
-"""The four commands' configurations: frozen dataclasses, composed from gwm_model's values and the pipeline's own."""
+"""The commands' configurations: frozen dataclasses, composed from gwm_model's values and the pipeline's own."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from gwm_model.config import (
     FlowEstimatorConfig,
@@ -106,11 +107,16 @@ class EstimateFlowConfig(FlowEstimatorConfig):
 
     gaps: tuple[int, ...] = (1, -1)
     """Frame gaps: +1 is the flow from a frame to the next, -1 to the previous."""
+    files: str | None = None
+    """Flow that is there already, instead of an estimator: a folder with VIDEO/FRAME.flo or .png (KITTI) for each
+    gap, its number as {gap} in the name."""
 
     def __post_init__(self) -> None:
         FlowEstimatorConfig.__post_init__(self)
         different = len(set(self.gaps)) == len(self.gaps) > 0
         require(different and 0 not in self.gaps, f"gaps must be different and not 0, not {list(self.gaps)}")
+        named = self.files is None or len(self.gaps) == 1 or "{gap}" in self.files
+        require(named, "files must have {gap} in its name, where there are several gaps")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +157,14 @@ class PrepareConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     placement: PreparePlacement = field(default_factory=PreparePlacement)
 
+    def __post_init__(self) -> None:
+        every = self.decode.stride == 1 and self.decode.fps is None
+        require(
+            every or self.estimate_flow.files is None,
+            "estimate_flow.files has flow between a video's own frames: "
+            "decode.stride and decode.fps do not go with it",
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheConfig:
@@ -163,6 +177,17 @@ class CacheConfig:
 
     def __post_init__(self) -> None:
         at_least(0, max_bytes=self.max_bytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingConfig:
+    """Which frames a batch holds, and to which of its neighbours a frame's flow is shown."""
+
+    frames: Literal["epochs", "by_video"] = "epochs"
+    """Every frame once before any comes again; or one of a video that is drawn whatever its length (paper's code)."""
+    gaps: Literal["uniform", "first_of_pair"] = "uniform"
+    """All gaps equally often; or the first of two drawn (paper's code: with gaps 1, 2, -1, -2 these are drawn in
+    50, 33, 17 and 0 per cent)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,9 +205,12 @@ class TrainConfig:
     flow: str = MISSING
     """A flow dataset written by gwm prepare."""
     output: str = MISSING
+    initial_model: str | None = None
+    """A segmenter folder to start from, instead of a fresh head; `segmenter` must say what that one is."""
     segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     num_steps: int = 2000
     batch_size: int = 8
@@ -218,7 +246,31 @@ class SegmentPlacement(ClusterPlacement):
     plan_chunks: StagePlacement = field(default_factory=lambda: StagePlacement(num_cpus=0.25))
     load_chunk: StagePlacement = field(default_factory=lambda: StagePlacement(num_cpus=0.5))
     segment_images: StagePlacement = field(default_factory=StagePlacement)
+    """With `adapt`, flow is estimated and the model trained there too: on its GPUs, or on a machine's CPUs."""
+    refine_masks: StagePlacement = field(default_factory=lambda: StagePlacement(num_cpus=0.5))
+    """With refine.method=crf."""
     write_mask_shard: StagePlacement = field(default_factory=lambda: StagePlacement(num_cpus=0.25))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdaptationConfig:
+    """How a segmenter is trained further on the videos to segment, with its own objective and without labels."""
+
+    minutes: float = 5.0
+    """About how long training takes, beside the flow: the rate of a few steps says how many fit."""
+    num_steps: int | None = None
+    """This many steps instead: the same on every machine."""
+    decode: DecodeConfig = field(default_factory=lambda: DecodeConfig(height_px=240))
+    estimate_flow: EstimateFlowConfig = field(
+        default_factory=lambda: EstimateFlowConfig(estimator="raft_small")
+    )
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(learning_rate=3e-4, warmup_steps=10)
+    )
+
+    def __post_init__(self) -> None:
+        require(self.minutes > 0, f"minutes must be positive, not {self.minutes}")
+        at_least(1, num_steps=self.num_steps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,7 +281,12 @@ class SegmentConfig:
     """Images or videos: a file, a folder, a glob, a prefix, or a text/CSV/Parquet list."""
     model: str = MISSING
     """A segmenter folder written by gwm train, local or in a bucket."""
+    flow: str | None = None
+    """With refine.use_flow: a flow dataset of the same videos."""
     output: str = MISSING
+    adapt: bool = False
+    """First train the model further on these videos, all together, and segment them with the result."""
+    adaptation: AdaptationConfig = field(default_factory=AdaptationConfig)
     merge: MergeConfig = field(default_factory=MergeConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
     batch_size: int = 8
@@ -240,8 +297,10 @@ class SegmentConfig:
     decode: DecodeLimits = field(default_factory=DecodeLimits)
     write_segments: bool = False
     """Also write the K regions (column segments_rle)."""
+    write_objects: bool = False
+    """Also write separate objects (columns object_ids, objects_rle); a video is then one unit, for their numbers."""
     write_png: bool = False
-    """Also write PNG masks and overlay pictures beside the shards."""
+    """Also write PNG masks and overlay pictures beside the shards, with write_objects also PNGs of the objects."""
     retry_quarantined: bool = False
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     placement: SegmentPlacement = field(default_factory=SegmentPlacement)
@@ -249,11 +308,18 @@ class SegmentConfig:
     def __post_init__(self) -> None:
         at_least(1, batch_size=self.batch_size, chunk_images=self.chunk_images)
         at_least(1, anchor_frames=self.anchor_frames)
+        has_flow = (self.flow is not None) == self.refine.use_flow
+        require(has_flow, "refine.use_flow=true and flow=DATASET belong together: give both or neither")
 
     @property
     def loads_pictures(self) -> bool:
         """Whether the images themselves are needed beside the network's input."""
         return self.write_png or self.refine.method != "none"
+
+    @property
+    def refines_apart(self) -> bool:
+        """Whether masks are refined by a stage of their own; objects are numbered by the stage that segments."""
+        return self.refine.method == "crf" and not self.write_objects
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,7 +344,7 @@ class EvaluateConfig:
     images: str | None = None
     """With model: the frames to segment; none takes those beside the ground truth."""
     flow: str | None = None
-    """With model: the flow dataset whose stored frames are segmented."""
+    """With model: the flow dataset whose stored frames are segmented, or with refine.use_flow, only its flow."""
     output: str = MISSING
     protocol: str = "label_free"
     """official (given binary masks), label_free, paper (ground truth picks the cluster, per frame), or oracle."""
@@ -292,3 +358,22 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         at_least(1, batch_size=self.batch_size, anchor_frames=self.anchor_frames)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportConfig:
+    """gwm export: masks, flow or a segmenter -> a format of other tools."""
+
+    format: str = MISSING
+    """coco, png, webdataset, davis, youtube_vos (of masks); flo, kitti (of flow); torch_export, onnx (of a model)."""
+    masks: str | None = None
+    """A mask dataset written by gwm segment."""
+    flow: str | None = None
+    """A flow dataset written by gwm prepare."""
+    model: str | None = None
+    """A segmenter folder written by gwm train."""
+    images: str | None = None
+    """The images or videos that the masks were made of, as they were given to gwm segment."""
+    output: str = MISSING
+    """A file for coco, torch_export and onnx; a folder or bucket prefix for the others."""
+    decode: DecodeLimits = field(default_factory=DecodeLimits)

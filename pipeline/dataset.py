@@ -22,7 +22,7 @@ from pipeline.load_config import Scalar, digest, result_values
 from pipeline.manifest import ManifestTotals, ShardEntry, shard_entry
 from pipeline.storage_errors import without_secrets
 
-Kind = Literal["flow", "masks", "model"]
+Kind = Literal["flow", "masks", "model", "adaptation"]
 
 NAMESPACE = uuid.UUID("6a0b4c0e-3a0f-5d7e-9a52-8f0a3f6f2a11")
 

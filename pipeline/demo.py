@@ -11,29 +11,23 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from pipeline import storage
 from pipeline.config import ClusterPlacement, EvaluateConfig, PrepareConfig, SegmentConfig, TrainConfig
 from pipeline.demo_networks import DemoNetworks, find_networks
-from pipeline.demo_samples import read_samples, read_scores, strip
 from pipeline.errors import GwmError
 from pipeline.evaluate import evaluate
 from pipeline.load_config import load_config
-from pipeline.placement import start_ray
+from pipeline.placement import start_ray, training_cpus
 from pipeline.prepare import prepare
 from pipeline.progress import say
-from pipeline.report import Report, StageTime, write_report
+from pipeline.report import Report, read_losses, stage_time, write_report
+from pipeline.report_samples import read_samples, read_scores, strip
 from pipeline.scenes import Scene, render_scene, write_davis_layout, write_video
 from pipeline.segment import segment
 from pipeline.summary import version, write_json
 from pipeline.train import train
 
 NUM_SCENES = 8
-MAX_TRAINING_CPUS = 8
-UNITS = {"prepare": "clips", "train": "models", "segment": "chunks", "evaluate": "sequences"}
-RATES = {"rows": "frames", "steps": "steps", "images": "frames"}
-"""What the report says of a summary's rates, in its words."""
 
 Summaries = Mapping[str, Mapping[str, Any]]
 """The summary of each command that ran."""
@@ -95,9 +89,7 @@ def prepare_config(networks: DemoNetworks, words: list[str]) -> PrepareConfig:
 
 def train_config(networks: DemoNetworks, words: list[str]) -> TrainConfig:
     """The values of train, with the backbone that was found, if any, and all CPUs up to a few."""
-    cluster: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    num_cpus = min(int(cluster["CPU"]), MAX_TRAINING_CPUS)
-    words = [*words, f"placement.train_worker.num_cpus={num_cpus}"]
+    words = [*words, f"placement.train_worker.num_cpus={training_cpus()}"]
     if networks.backbone_weights is None:
         return load_config(TrainConfig, conf_file("train.yaml"), words)
     words = [*words, f"segmenter.backbone.weights={networks.backbone_weights}"]
@@ -154,7 +146,6 @@ def make_report(
     scored = summaries.get("evaluate", {})
     truth = storage.join(below("truth"), "Annotations", "480p") if scored else None
     scores = read_scores(below("scores")) if scored else {}
-    losses = json.loads(storage.read_bytes(storage.join(below("model"), "metrics.json")))
     return Report(
         title="Guess What Moves: objects learned from motion",
         lead="A segmenter was trained on videos without any label: it guesses from a single frame which regions "
@@ -164,8 +155,8 @@ def make_report(
         scores=scored.get("sequences", {}),
         j_mean=scored.get("j_mean"),
         samples=read_samples(below("flow"), below("masks"), truth, scores),
-        losses=[(int(entry["step"]), float(entry["loss"])) for entry in losses],
-        stages=[stage_time(command, summary) for command, summary in summaries.items()],
+        losses=read_losses(below("model")),
+        stages=[stage_time(summary) for summary in summaries.values()],
     )
 
 
@@ -181,19 +172,6 @@ def facts(networks: DemoNetworks, videos: str | None, seconds: float) -> dict[st
         "machine": f"{os.cpu_count()} CPUs, local Ray, local files, MLflow in sqlite",
         "time": f"{seconds:.0f} s in all",
     }
-
-
-def stage_time(command: str, summary: Mapping[str, Any]) -> StageTime:
-    """One command's row in the table of times."""
-    outcomes = ", ".join(f"{number} {outcome}" for outcome, number in summary["units"].items() if number)
-    rates = summary["rates"]
-    shown = [(name, rates[f"{name}_per_s"]) for name in RATES if rates.get(f"{name}_per_s")]
-    return StageTime(
-        command=f"gwm {command}",
-        units=f"{UNITS[command]}: {outcomes}",
-        seconds=float(summary["seconds"].get("total", 0.0)),
-        rate=", ".join(f"{value:,.1f} {RATES[name]} a second" for name, value in shown),
-    )
 
 
 def demo_summary(

@@ -8,7 +8,7 @@ from pipeline import storage
 from pipeline.config import EvaluateConfig, PrepareConfig, SegmentConfig, TrainConfig
 from pipeline.dataset import Dataset
 from pipeline.errors import GwmError
-from pipeline.inputs import Source, find_images, find_videos
+from pipeline.inputs import Source, find_images, find_videos, refuse_images
 
 
 def describe(config: object) -> dict[str, Any]:
@@ -18,8 +18,12 @@ def describe(config: object) -> dict[str, Any]:
             return _shards("prepare", find_videos(config.videos), config.output)
         case SegmentConfig():
             model = _needed(config.model, "model")
-            shards = _shards("segment", find_images(config.images), config.output)
-            return shards | {"model": model}
+            shards = _shards("segment", find_images(config.images), config.output) | {"model": model}
+            if config.adapt:
+                refuse_images(config.images)
+                steps, minutes = config.adaptation.num_steps, config.adaptation.minutes
+                shards["adapt"] = f"{steps} steps" if steps else f"about {minutes:g} minutes"
+            return shards
         case TrainConfig():
             return _train(config)
         case EvaluateConfig():

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from pipeline import storage
 from pipeline.config import EvaluateConfig
-from pipeline.inference import read_model_card
+from pipeline.inference import check_refinement, read_model_card
 from pipeline.job_progress import JobProgress
 from pipeline.layouts import missing_sentence, read_layout
 from pipeline.load_config import fingerprint
@@ -36,6 +36,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     check_inputs(config)
     truth = read_layout(config.dataset, config.data)
     rows = plan_scores(config, truth)  # a mask or frame that is missing is named before anything is written
+    if config.model is not None:
+        check_refinement(config.refine)
     card = read_model_card(config.model) if config.model is not None else None
     if truth.missing:
         say(f"gwm: {missing_sentence(truth, config.data)}")

@@ -4,7 +4,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from threading import Lock
 from typing import NamedTuple
 
@@ -79,13 +79,31 @@ class FlowDataset:
             ids = np.concatenate([first[shard] + np.arange(self.shards[shard].num_rows) for shard in window])
             yield from generator.permutation(ids).tolist()
 
-    def batches(self, seed: int, batch_size: int, first_step: int) -> Iterator[list[int]]:
-        """Endless batches of frame ids from `first_step` on; epochs follow each other without a gap."""
+    def batches(
+        self, seed: int, batch_size: int, first_step: int, *, by_video: bool = False
+    ) -> Iterator[list[int]]:
+        """Endless batches of frame ids from `first_step` on; epochs follow each other without a gap.
+
+        `by_video` knows no epochs: each frame is one of a video that is drawn whatever its length.
+        """
+        if by_video:
+            videos = self._videos()
+            for step in count(first_step):
+                generator = np.random.default_rng([seed, step])
+                drawn = generator.integers(len(videos), size=batch_size)
+                yield [int(generator.choice(videos[video])) for video in drawn]
         position = first_step * batch_size
         epoch, skipped = divmod(position, self.num_frames)
         stream = islice(self._epochs(seed, epoch), skipped, None)
         while True:
             yield list(islice(stream, batch_size))
+
+    def _videos(self) -> list[npt.NDArray[np.int64]]:
+        """The frame ids of each video."""
+        videos: dict[str, list[npt.NDArray[np.int64]]] = {}
+        for shard, first in zip(self.shards, self.first_ids(), strict=True):
+            videos.setdefault(shard.source, []).append(first + np.arange(shard.num_rows))
+        return [np.concatenate(ids) for ids in videos.values()]
 
     def _epochs(self, seed: int, epoch: int) -> Iterator[int]:
         while True:

@@ -17,6 +17,8 @@ from pipeline.records import encode_image
 
 Image = npt.NDArray[np.uint8]
 
+JPEG_MARK = b"\xff\xd8\xff"
+
 
 def read_image(url: str) -> Image:
     """The image [H, W, 3]; UnitError if there is none that can be read."""
@@ -36,6 +38,21 @@ def read_image_with_picture(url: str, height_px: int, width_px: int) -> tuple[Im
     size = image.shape[0], image.shape[1]
     resized = resize_image(image, height_px, width_px).transpose(2, 0, 1)
     return np.ascontiguousarray(resized), size, encode_image(resize_image(image, *picture_size(*size)))
+
+
+def read_jpeg(url: str) -> tuple[bytes, tuple[int, int]]:
+    """The image as an upright JPEG, and its height and width; UnitError if it cannot be read.
+
+    The file's own bytes where they are that already, otherwise encoded anew (quality 95, full chroma).
+    """
+    encoded = _bytes_of(url)
+    image = _decoded(url, encoded, cv2.IMREAD_COLOR)
+    size = image.shape[0], image.shape[1]
+    if encoded.startswith(JPEG_MARK):
+        stored = _decoded(url, encoded, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        if np.array_equal(stored, image):
+            return encoded, size
+    return encode_image(np.ascontiguousarray(image[..., ::-1])), size
 
 
 def decode_images(urls: Sequence[str], *, height_px: int, width_px: int) -> npt.NDArray[np.uint8]:

@@ -2,26 +2,29 @@
 
 import hashlib
 import tempfile
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
 from gwm_model import choose_foreground, load_segmenter, merge_regions
 from gwm_model.backbone import Backbone, load_backbone
 from gwm_model.config import MergeConfig, RefineConfig
+from gwm_model.crf import crf_upsample
+from gwm_model.flow_refine import explain_flow
+from gwm_model.merge import foreground_probability
 from gwm_model.refine import guided_upsample
 from gwm_model.segmenter import Segmenter
+from gwm_model.stray_parts import StrayParts, find_stray_parts, remove_stray_parts
 from pipeline import storage
 from pipeline.errors import GwmError, UnitError
 from pipeline.images import Image
 from pipeline.model_card import ModelCard
-
-MERGE_HEIGHT_PX = 252
-"""Images that are smaller are enlarged to this height for a backbone that only merges."""
+from pipeline.video_flow import VideoFlow
 
 
 def open_segmenter(url: str, device: str) -> tuple[Segmenter, str]:
@@ -37,19 +40,47 @@ def open_segmenter(url: str, device: str) -> tuple[Segmenter, str]:
 
 def read_model_card(url: str) -> ModelCard:
     """The card of a model folder, after loading it once; GwmError if there is none or it does not fit."""
-    segmenter, sha256 = open_segmenter(url, "cpu")
-    config = segmenter.config
-    return ModelCard(
-        sha256=sha256, height_px=config.height_px, width_px=config.width_px, num_masks=config.num_masks
-    )
+    return _card(*open_segmenter(url, "cpu"))
+
+
+def check_refinement(refine: RefineConfig) -> None:
+    """GwmError if masks are to be refined with a package that is not installed."""
+    if refine.method == "crf" and find_spec("pydensecrf") is None:
+        raise GwmError('refine.method=crf needs the extra crf: pip install "gwm[crf]"')
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRule:
+    """Which regions are the object of a video or of an image, and what of them is not."""
+
+    labels: Int64[Tensor, " K"]
+    object_is: Int64[Tensor, ""]
+    stray: StrayParts | None
+
+    def probability(
+        self,
+        masks: Float[Tensor, "B K h w"],
+        features: Float[Tensor, "B C i j"],
+        flow: VideoFlow | None = None,
+    ) -> Float[Tensor, "B h w"]:
+        """The object's probability in frames of the video, given their flow if it is at hand, or in the image."""
+        labels, object_is = self.labels.expand(len(masks), -1), self.object_is.expand(len(masks))
+        whole = foreground_probability(masks, labels, object_is)
+        if flow is not None:
+            whole = explain_flow(whole, *_on_grid(flow, whole))
+        return whole if self.stray is None else remove_stray_parts(whole, features, self.stray)
 
 
 class RegionModel:
     """Regions of images and features to merge them by, batch by batch on one device."""
 
     def __init__(self, url: str, merge: MergeConfig, *, batch_size: int, device: str) -> None:
-        self._segmenter, _ = open_segmenter(url, device)
+        self._segmenter, sha256 = open_segmenter(url, device)
+        self.card = _card(self._segmenter, sha256)
+        self._merge = merge
         self._merger = _open_merger(merge, device)
+        pretrained = self._segmenter.backbone is not None or self._merger is not None
+        self._drops_stray_parts = merge.drop_stray_parts and pretrained
         self._batch_size = batch_size
         self._device = device
 
@@ -65,24 +96,67 @@ class RegionModel:
                 raise UnitError("the segmenter returned values that are not finite")
             masks.append(logits.softmax(1))
             features.append(
-                appearance if self._merger is None else _appearance(self._merger, batch.to(self._device))
+                appearance
+                if self._merger is None
+                else _appearance(self._merger, batch.to(self._device), self._merge.height_px)
             )
         return torch.cat(masks), torch.cat(features)
 
+    def labels(
+        self,
+        masks: Float[Tensor, "B K h w"],
+        features: Float[Tensor, "B C i j"],
+        video_ids: Int64[Tensor, " B"] | None = None,
+    ) -> Int64[Tensor, "B K"]:
+        """The sides of the regions, as `merge_regions` gives them by the configured method."""
+        return merge_regions(masks, features, video_ids, self._merge.method)
 
-def decide(
-    masks: Float[Tensor, "B K h w"], features: Float[Tensor, "B C i j"], *, is_video: bool
-) -> tuple[Int64[Tensor, "B K"], Int64[Tensor, " B"]]:
-    """Labels of the regions and the object's label: one decision for a video, else one for each image."""
-    video_ids = torch.zeros(len(masks), dtype=torch.int64, device=masks.device) if is_video else None
-    labels = merge_regions(masks, features, video_ids)
-    return labels, choose_foreground(masks, labels, video_ids)
+    def rule(self, masks: Float[Tensor, "B K h w"], features: Float[Tensor, "B C i j"]) -> ObjectRule:
+        """One decision for a video, from some of its frames, or for one image.
+
+        Stray parts are looked for by the features of a pretrained backbone only: a network that has learned from motion
+        alone knows no likeness but motion's.
+        """
+        video_ids = torch.zeros(len(masks), dtype=torch.int64, device=masks.device)
+        labels = self.labels(masks, features, video_ids)
+        object_is = choose_foreground(masks, labels, video_ids)
+        rule = ObjectRule(labels[0], object_is[0], None)
+        if not self._drops_stray_parts:
+            return rule
+        return replace(rule, stray=find_stray_parts(rule.probability(masks, features), features))
+
+    def object_probability(
+        self,
+        masks: Float[Tensor, "B K h w"],
+        features: Float[Tensor, "B C i j"],
+        rule: ObjectRule | None,
+        flow: VideoFlow | None = None,
+    ) -> Float[Tensor, "B h w"]:
+        """The object's probability in frames of a video, by its rule; without one, in images, each by its own."""
+        if rule is not None:
+            return rule.probability(masks, features, flow)
+        images = zip(masks[:, None], features[:, None], strict=True)
+        return torch.cat([self.rule(*image).probability(*image) for image in images])
 
 
 def upsample(probabilities: Float[Tensor, "C h w"], height_px: int, width_px: int) -> Float[Tensor, "C H W"]:
     """Probabilities at another size, bilinear between pixel centres."""
     size = (height_px, width_px)
     return F.interpolate(probabilities[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+def refined(
+    probabilities: Float[Tensor, "K h w"], ground: Image, refine: RefineConfig
+) -> Float[Tensor, "K H W"]:
+    """Probabilities at the size of `ground`, a picture of their source, along its edges.
+
+    The CRF takes them as those of all regions, summing to 1; the guided filter is linear and takes any.
+    """
+    check_refinement(refine)
+    picture = torch.from_numpy(ground.transpose(2, 0, 1).copy()).to(probabilities.device)[None].float() / 255
+    if refine.method == "crf":
+        return crf_upsample(probabilities[None], picture)[0]
+    return guided_upsample(probabilities[None], picture, refine)[0]
 
 
 def at_source(
@@ -94,9 +168,38 @@ def at_source(
 ) -> Float[Tensor, "C H W"]:
     """Probabilities at their source's size; refined along the edges of `ground`, a picture of the source, if given."""
     if ground is not None:
-        picture = torch.from_numpy(ground.transpose(2, 0, 1).copy()).to(probabilities.device)
-        probabilities = guided_upsample(probabilities[None], picture[None].float() / 255, refine)[0]
+        probabilities = refined(probabilities, ground, refine)
     return upsample(probabilities, height_px, width_px)
+
+
+def object_at_source(
+    probability: Float[Tensor, "h w"],
+    height_px: int,
+    width_px: int,
+    ground: Image | None,
+    refine: RefineConfig,
+) -> Float[Tensor, "H W"]:
+    """The object's probability at its source's size, refined as one of two sides that sum to 1."""
+    sides = torch.stack([1 - probability, probability])
+    return at_source(sides, height_px, width_px, ground, refine)[1]
+
+
+def _on_grid(
+    flow: VideoFlow, masks: Float[Tensor, "B h w"]
+) -> tuple[Float[Tensor, "B G 2 h w"], Bool[Tensor, "B G"]]:
+    """The flow on the grid of the masks, still in pixels of its own size."""
+    stored = torch.from_numpy(flow.flow).to(masks.device).float()
+    resized = F.interpolate(stored.flatten(0, 1), masks.shape[-2:], mode="bilinear", antialias=True)
+    return resized.view(*stored.shape[:3], *masks.shape[-2:]), torch.from_numpy(flow.has_flow).to(
+        masks.device
+    )
+
+
+def _card(segmenter: Segmenter, sha256: str) -> ModelCard:
+    config = segmenter.config
+    return ModelCard(
+        sha256=sha256, height_px=config.height_px, width_px=config.width_px, num_masks=config.num_masks
+    )
 
 
 def _open_merger(merge: MergeConfig, device: str) -> Backbone | None:
@@ -110,10 +213,12 @@ def _open_merger(merge: MergeConfig, device: str) -> Backbone | None:
         raise GwmError(f"merge.backbone cannot be used: {error}") from error
 
 
-def _appearance(merger: Backbone, images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B C i j"]:
-    """The deepest feature map of a backbone, for images enlarged to whole patches."""
+def _appearance(
+    merger: Backbone, images: UInt8[Tensor, "B 3 H W"], height_px: int
+) -> Float[Tensor, "B C i j"]:
+    """The deepest feature map of a backbone, for images enlarged to the height, and to whole patches."""
     patch = int(merger.patch_px) if merger.is_transformer else 32
-    scale = max(1.0, MERGE_HEIGHT_PX / images.shape[2])
+    scale = max(1.0, height_px / images.shape[2])
     size = [max(1, round(side * scale / patch)) * patch for side in images.shape[2:]]
     pixels = F.interpolate(images.float() / 255, size=size, mode="bilinear", antialias=True)
     deepest: Tensor = merger(pixels)[-1]

@@ -61,9 +61,32 @@ def find_images(spec: str) -> Iterator[Source]:
     yield from _at_least_one(_find(spec, images=True), spec, "image or video")
 
 
+def refuse_images(spec: str) -> None:
+    """GwmError where `images=` names images that are not frames of a video, or nothing at all."""
+    alone = next((source.name for source in find_images(spec) if source.kind == "image"), None)
+    if alone is not None:
+        raise GwmError(
+            f"adapt=true learns from motion, and {without_secrets(alone)} is a single image: "
+            "give videos or folders of numbered frames."
+        )
+
+
 def absolute_spec(spec: str) -> str:
     """What `videos=` and `images=` mean from every folder: a worker has one of its own."""
     return storage.absolute(spec) if storage.is_local(spec) else spec
+
+
+def input_root(spec: str) -> str:
+    """The folder from which the names of the sources that `spec` means are counted."""
+    if _has_glob(spec) and not storage.exists(spec):
+        return _split_glob(spec)[0]
+    if storage.is_folder(spec):
+        return storage.absolute(spec)
+    if storage.exists(spec):
+        return posixpath.dirname(storage.absolute(spec))
+    if storage.is_local(spec):
+        raise GwmError(f"There is no file or folder {spec}.")
+    return _split_glob(f"{spec}*")[0]
 
 
 def frame_urls(source: Source) -> list[str]:

@@ -21,6 +21,9 @@ Scalar = str | int | float | bool | None
 
 NOT_PART_OF_A_RESULT = (
     "output",
+    "initial_model",
+    "adapt",
+    "adaptation",
     "placement",
     "tracking",
     "retry_quarantined",
@@ -33,9 +36,11 @@ NOT_PART_OF_A_RESULT = (
     "log_every_steps",
     "picture_every_steps",
 )
-"""Values that say where and how a job runs; changing them does not change what it computes."""
+"""Values that say where and how a job runs, or which model it uses: a model counts by its content, not by its place."""
 
 
+EXTENDS = "extends"
+"""Key of a file that names the file it differs from."""
 MAX_YAML_BYTES = 2**20
 MAX_YAML_DEPTH = 16
 """A configuration has three levels, and a list."""
@@ -43,6 +48,8 @@ MAX_YAML_DEPTH = 16
 
 def load_config(cls: type[T], path: str | None, overrides: Sequence[str]) -> T:
     """Defaults, then the YAML file, then `key=value` words, as a frozen dataclass.
+
+    A file that says `extends: OTHER.yaml`, a path beside it, differs from that file by what it says.
 
     Raises GwmError with one sentence for an unknown key, a wrong value, or a value that is missing.
     """
@@ -63,6 +70,12 @@ def load_config(cls: type[T], path: str | None, overrides: Sequence[str]) -> T:
 def config_yaml(cls: type[Any], path: str | None, overrides: Sequence[str]) -> str:
     """The resolved configuration as YAML, to be shown: without secrets in URLs; values still to be given read `???`."""
     return without_secrets(str(OmegaConf.to_yaml(_merged(cls, path, overrides))))
+
+
+def extended(cls: type[T], config: object, **values: object) -> T:
+    """The configuration as one of a class with more fields, which have these values."""
+    inherited = {item.name: getattr(config, item.name) for item in dataclasses.fields(cast("Any", config))}
+    return cls(**inherited, **values)
 
 
 def flatten(config: object) -> dict[str, Scalar]:
@@ -88,11 +101,22 @@ def digest(values: Mapping[str, Scalar]) -> str:
 
 def _merged(cls: type[Any], path: str | None, overrides: Sequence[str]) -> Any:
     tree = OmegaConf.structured(cls)
-    if path is not None:
-        tree = _merge(cls, tree, _read_yaml(path), where=path)
+    for file, values in _layers(path, ()) if path is not None else ():
+        tree = _merge(cls, tree, values, where=file)
     for word in overrides:
         tree = _merge(cls, tree, _nested(cls, word), where=f"'{word}'")
     return tree
+
+
+def _layers(path: str, extending: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A file's values, after those of the files that it extends."""
+    if path in extending:
+        raise GwmError(f"The configuration file {path} extends itself.")
+    values = _read_yaml(path)
+    base = values.pop(EXTENDS, None)
+    if base is not None:
+        yield from _layers(str(Path(path).parent / str(base)), (*extending, path))
+    yield path, values
 
 
 def _merge(cls: type[Any], tree: Any, values: dict[str, Any], *, where: str) -> Any:

@@ -32,11 +32,15 @@ class MaskRow:
     """Mean object probability inside the mask, 0.5 to 1; 0 for an empty mask."""
     segments_rle: list[bytes] | None = None
     """The K regions, each pixel in its most probable one; by option."""
+    object_ids: list[int] | None = None
+    """Numbers of the separate objects from 1, the same for one object in all frames of a video; by option."""
+    objects_rle: list[bytes] | None = None
+    """The masks of `object_ids`, which do not overlap; specks of the mask belong to none."""
     error: str | None = None
     """Why this image has no mask."""
 
 
-def mask_schema(*, source: str, segments: bool) -> pa.Schema:
+def mask_schema(*, source: str, segments: bool, objects: bool = False) -> pa.Schema:
     """The columns of a mask shard; `source` names the work unit's input in the schema metadata."""
     fields = [
         pa.field("source", pa.string(), nullable=False),
@@ -49,14 +53,17 @@ def mask_schema(*, source: str, segments: bool) -> pa.Schema:
     ]
     if segments:
         fields.append(pa.field("segments_rle", pa.list_(pa.binary())))
+    if objects:
+        fields.append(pa.field("object_ids", pa.list_(pa.int32())))
+        fields.append(pa.field("objects_rle", pa.list_(pa.binary())))
     fields.append(pa.field("error", pa.string()))
     metadata = {b"source": source.encode(), b"schema_version": str(MASK_SCHEMA_VERSION).encode()}
     return pa.schema(fields, metadata=metadata)
 
 
-def mask_table(rows: Sequence[MaskRow], *, source: str, segments: bool) -> pa.Table:
+def mask_table(rows: Sequence[MaskRow], *, source: str, segments: bool, objects: bool = False) -> pa.Table:
     """A mask shard's table, rows in the order given."""
-    schema = mask_schema(source=source, segments=segments)
+    schema = mask_schema(source=source, segments=segments, objects=objects)
     num_errors = sum(row.error is not None for row in rows)
     schema = schema.with_metadata({**schema.metadata, NUM_ERRORS: str(num_errors).encode()})
     columns = {name: [getattr(row, name) for row in rows] for name in schema.names}

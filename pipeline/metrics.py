@@ -6,9 +6,19 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import linear_sum_assignment
 
 Mask = npt.NDArray[np.bool_]
+Map = npt.NDArray[np.bool_] | npt.NDArray[np.float32]
+"""A mask, or foreground probabilities."""
+Counts = npt.NDArray[np.intp]
+Scores = dict[str, float | npt.NDArray[np.float64]]
+Numbers = npt.NDArray[np.integer]
 
+BETA_SQUARED = 0.3
+"""Weight of precision in F_beta, as usual for salient objects (Achanta et al., CVPR 2009)."""
+THRESHOLDS = np.divide(np.arange(1, 255), 255, dtype=np.float32)
+"""At which probabilities are cut for the maximum of F_beta; as exact as they are, so that equal is not above."""
 RECALLED = 0.5
 """A frame above this score counts as found."""
 CONTOUR_REACH = 0.008
@@ -51,6 +61,67 @@ def boundary_f(prediction: Mask, truth: Mask) -> float:
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
+def pixel_accuracy(prediction: Mask, truth: Mask) -> float:
+    """The share of pixels [H, W] on which two masks agree.
+
+    Raises:
+        ValueError: the sizes differ.
+    """
+    _check_size(prediction, truth)
+    return float(np.mean(prediction == truth))
+
+
+def f_beta(prediction: Mask, truth: Mask) -> float:
+    """F_beta: precision and recall of the pixels [H, W], weighted harmonic mean in [0, 1] with beta^2 = 0.3.
+
+    An empty prediction has precision 1, an empty ground truth recall 1.
+
+    Raises:
+        ValueError: the sizes differ.
+    """
+    _check_size(prediction, truth)
+    both, found = (np.array([np.count_nonzero(mask)]) for mask in (prediction & truth, prediction))
+    return float(_f_beta(both, found, int(np.count_nonzero(truth)))[0])
+
+
+def f_beta_curve(probability: Map, truth: Mask) -> npt.NDArray[np.float64]:
+    """F_beta of what lies above each of the 254 thresholds, of foreground probabilities [H, W].
+
+    The maximum of F_beta over a data set is that of the mean of its images' curves.
+
+    Raises:
+        ValueError: the sizes differ.
+    """
+    _check_size(probability, truth)
+    passed = np.searchsorted(THRESHOLDS, probability.ravel(), side="left")  # thresholds that a pixel is above
+    both, found = (
+        np.bincount(pixels, minlength=len(THRESHOLDS) + 1)[:0:-1].cumsum()[::-1]
+        for pixels in (passed[truth.ravel()], passed)
+    )
+    return _f_beta(both, found, int(np.count_nonzero(truth)))
+
+
+def mask_scores(found: Map, truth: Mask) -> Scores:
+    """`j` and `f` of a mask, or of foreground probabilities cut at one half."""
+    mask = found > 0.5
+    return {"j": jaccard(mask, truth), "f": boundary_f(mask, truth)}
+
+
+def image_scores(found: Map, truth: Mask) -> Scores:
+    """`j`, `f`, `accuracy`, `f_beta` and `f_beta_curve`, as benchmarks of single images have them.
+
+    There two empty masks have J 0.
+    """
+    mask = found > 0.5
+    return {
+        "j": jaccard(mask, truth, both_empty=0.0),
+        "f": boundary_f(mask, truth),
+        "accuracy": pixel_accuracy(mask, truth),
+        "f_beta": f_beta(mask, truth),
+        "f_beta_curve": f_beta_curve(found, truth),
+    }
+
+
 def recall(scores: Sequence[float]) -> float:
     """The share of a sequence's frames with a score above 0.5."""
     return float(np.mean(np.asarray(scores) > RECALLED))
@@ -66,12 +137,63 @@ def decay(scores: Sequence[float]) -> float:
     return float(np.mean(first) - np.mean(last))
 
 
+def object_jaccards(numbers: Numbers, truth: Numbers) -> list[float]:
+    """J of each true object in a video, from 1 on: the mean over its frames, objects matched one to one for the video.
+
+    As in DAVIS 2017, unsupervised: the matching with the highest sum; an object that is matched with none has 0.
+
+    Args:
+        numbers: objects found, [T, H, W], 0 for none.
+        truth: true objects, of the same size.
+    """
+    found, wanted = (range(1, int(labels.max(initial=0)) + 1) for labels in (numbers, truth))
+    scores = np.array(
+        [
+            [np.mean([jaccard(a == n, b == m) for a, b in zip(numbers, truth, strict=True)]) for n in found]
+            for m in wanted
+        ]
+    ).reshape(len(wanted), len(found))
+    rows, columns = linear_sum_assignment(scores, maximize=True)
+    best = dict(zip(rows.tolist(), scores[rows, columns].tolist(), strict=True))
+    return [best.get(row, 0.0) for row in range(len(wanted))]
+
+
+def identity_switches(numbers: Numbers, truth: Numbers) -> int:
+    """How often a true object's number changes, over the frames in which some object covers it with J above 0.5."""
+    switches = 0
+    for wanted in range(1, int(truth.max(initial=0)) + 1):
+        last = 0
+        for labels, objects in zip(numbers, truth, strict=True):
+            inside = objects == wanted
+            number = int(np.bincount(labels[inside]).argmax()) if inside.any() else 0
+            if number and jaccard(labels == number, inside) > RECALLED:
+                switches += last not in (0, number)
+                last = number
+    return switches
+
+
 def binary_mask(image: npt.NDArray[np.uint8]) -> Mask:
-    """The foreground of a stored mask: above 128 where 255 occurs (antialiased 0/255), else above 0 (0/1)."""
-    return image > 128 if image.max(initial=0) == 255 else image > 0
+    """The foreground of a stored mask: above one half where 255 occurs (antialiased 0/255), else above 0 (0/1)."""
+    return image > 127 if image.max(initial=0) == 255 else image > 0
 
 
-def _check_size(prediction: Mask, truth: Mask) -> None:
+def soft_mask(image: npt.NDArray[np.uint8]) -> Map:
+    """A stored prediction: grey values are shares of 255, for probabilities; at most two values are a mask's."""
+    return np.divide(image, 255, dtype=np.float32) if len(np.unique(image)) > 2 else binary_mask(image)
+
+
+def _f_beta(both: Counts, found: Counts, num_true: int) -> npt.NDArray[np.float64]:
+    """F_beta from numbers of pixels: found and true, found, true."""
+    precision = np.where(found > 0, both / np.maximum(found, 1), 1.0)
+    recalled = both / num_true if num_true else np.ones(both.shape)
+    weighted = BETA_SQUARED * precision + recalled
+    f: npt.NDArray[np.float64] = (
+        (1 + BETA_SQUARED) * precision * recalled / np.where(weighted > 0, weighted, 1.0)
+    )
+    return f
+
+
+def _check_size(prediction: Map, truth: Mask) -> None:
     if prediction.shape != truth.shape:
         raise ValueError(f"a mask of {prediction.shape} pixels cannot be compared with one of {truth.shape}")
 

@@ -1,12 +1,13 @@
 """What is known of a trained segmenter without loading it: its card, and the configuration that depends on it."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 from pipeline import storage
-from pipeline.config import EvaluateConfig, SegmentConfig
-from pipeline.load_config import NOT_PART_OF_A_RESULT, fingerprint
+from pipeline.config import EvaluateConfig, SegmentConfig, TrainConfig
+from pipeline.flow_dataset import open_flow_dataset
+from pipeline.load_config import NOT_PART_OF_A_RESULT, extended, fingerprint
 
 Config = TypeVar("Config", SegmentConfig, EvaluateConfig)
 
@@ -27,25 +28,38 @@ class PinnedConfig(SegmentConfig):
     """A configuration of segment with the content of its model, which decides the masks too."""
 
     model_sha256: str
+    flow_content: str | None
+    """The digest of the flow dataset's shards."""
 
     def unit_fingerprint(self) -> str:
         """Its part in the names of units: where the inputs and the model lie does not change a mask."""
-        return fingerprint(self, exclude=(*NOT_PART_OF_A_RESULT, "images", "model"))
+        return fingerprint(self, exclude=(*NOT_PART_OF_A_RESULT, "images", "model", "flow"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PinnedTrainConfig(TrainConfig):
+    """A configuration of train with the content of the model that it starts from."""
+
+    initial_model_sha256: str
 
 
 def pin(config: SegmentConfig, card: ModelCard) -> PinnedConfig:
-    """The configuration together with the model's content."""
-    values = {item.name: getattr(config, item.name) for item in fields(config)}
-    return PinnedConfig(**values, model_sha256=card.sha256)
+    """The configuration together with the content of the model, and of the flow if masks are refined by it."""
+    if config.flow is None:
+        return extended(PinnedConfig, config, model_sha256=card.sha256, flow_content=None)
+    flow = open_flow_dataset(storage.absolute(config.flow))
+    config = replace(config, flow=flow.dataset.url)
+    return extended(PinnedConfig, config, model_sha256=card.sha256, flow_content=flow.content_digest())
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """The configuration with local paths of models made absolute: workers have folders of their own."""
+    """The configuration with local paths of models and flow made absolute: workers have folders of their own."""
     backbone = config.merge.backbone
     if Path(backbone.weights).exists():
         backbone = replace(backbone, weights=storage.absolute(backbone.weights))
     model = None if config.model is None else storage.absolute(config.model)
-    return replace(config, model=model, merge=replace(config.merge, backbone=backbone))
+    flow = None if config.flow is None else storage.absolute(config.flow)
+    return replace(config, model=model, flow=flow, merge=replace(config.merge, backbone=backbone))
 
 
 def anchor_positions(num_frames: int, anchor_frames: int) -> list[int]:

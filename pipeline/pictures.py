@@ -1,10 +1,12 @@
 """Pictures to look at: numpy uint8 RGB [H, W, 3] in and out, used by reports, training and segment."""
 
 from collections.abc import Sequence
+from io import BytesIO
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
+from PIL import Image
 
 REGION_COLOURS = np.array(
     [
@@ -104,6 +106,22 @@ def stacked(pictures: Sequence[UInt8[np.ndarray, "H W 3"]], gap_px: int = 4) -> 
 def encode_png(image: UInt8[np.ndarray, "H W 3"] | UInt8[np.ndarray, "H W"]) -> bytes:
     """PNG bytes of an RGB or grey picture."""
     return _encode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 6])
+
+
+def encode_indexed_png(numbers: UInt8[np.ndarray, "H W"]) -> bytes:
+    """PNG bytes of a picture that holds numbers, shown in the palette of PASCAL VOC and DAVIS; 0 is black."""
+    picture = Image.fromarray(numbers)
+    picture.putpalette(voc_palette().tobytes())
+    encoded = BytesIO()
+    picture.save(encoded, format="PNG")
+    return encoded.getvalue()
+
+
+def voc_palette() -> UInt8[np.ndarray, "256 3"]:
+    """Colours of numbers as PASCAL VOC defines them: a number's bits in turn become the highest bits of R, G and B."""
+    numbers = np.arange(256)[:, None]
+    bits = [(numbers >> (3 * place + np.arange(3)) & 1) << (7 - place) for place in range(8)]
+    return np.asarray(np.sum(bits, axis=0), np.uint8)
 
 
 def encode_jpeg(image: UInt8[np.ndarray, "H W 3"] | UInt8[np.ndarray, "H W"], quality: int = 88) -> bytes:

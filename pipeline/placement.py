@@ -26,6 +26,7 @@ from pipeline.failure_policy import (
 from pipeline.local_ray import keep_ray_to_this_machine
 
 CONNECT_TIMEOUT_S = 10.0
+MAX_TRAINING_CPUS = 8
 SHARE_OF_OTHER_STAGES = 1 / 8
 """Of a cluster's CPUs, where a stage's workers compute on CPUs and fill it."""
 WORKER_BYTES = 2 * 2**30
@@ -78,6 +79,13 @@ def actor_pool(place: StagePlacement) -> dict[str, Any]:
         num_actors, reserved = _filled(place)
         resources |= {"num_cpus": reserved}
     return {"compute": ActorPoolStrategy(size=num_actors), **resources, **actor_words()}
+
+
+def training_cpus() -> int:
+    """CPUs for training where nobody says how many: those of the cluster's largest machine, up to a few."""
+    machines: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    largest = max(machine["Resources"].get("CPU", 1.0) for machine in machines if machine["Alive"])
+    return max(1, min(int(largest), MAX_TRAINING_CPUS))
 
 
 def torch_device(place: StagePlacement) -> Literal["cuda", "cpu"]:

@@ -1,8 +1,9 @@
 """Given segmentations, found by sequence and frame: mask shards, or a folder or zip of PNGs.
 
-A PNG is SEQUENCE/FRAME.png, below any folder; a single image's is NAME.png. Its values are 0/255 or 0/1. A
-row of a mask shard belongs to a sequence by the last name of its source, without a video's suffix, and its
-frame index. Members of a zip are read in memory; their names never become paths.
+A PNG is SEQUENCE/FRAME.png, below any folder; a single image's is NAME.png. Its values are 0/255 or 0/1; those of
+a single image may be grey, for probabilities. A row of a mask shard belongs to a sequence by the last name of its
+source, without a video's suffix, and its frame index. Members of a zip are read in memory; their names never become
+paths.
 """
 
 import lzma
@@ -25,7 +26,7 @@ from pipeline.images import Image, decode_grey, read_grey
 from pipeline.inputs import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from pipeline.layouts import AnnotatedSequence
 from pipeline.masks import decode_mask
-from pipeline.metrics import Mask, binary_mask
+from pipeline.metrics import Map, Mask, binary_mask
 
 MAX_PNG_BYTES = 64 * 2**20
 """A larger member of a zip is no mask."""
@@ -98,28 +99,37 @@ def find_predictions(url: str, limits: DecodeLimits) -> Predictions:
     return Predictions(url=storage.absolute(url), kind=kind, places=places)
 
 
-def read_predictions(url: str, kind: Kind, places: Iterable[Place], limits: DecodeLimits) -> Iterator[Mask]:
-    """The masks at the given places, in order; GwmError names one that cannot be read."""
+def read_predictions(
+    url: str,
+    kind: Kind,
+    places: Iterable[Place],
+    limits: DecodeLimits,
+    meaning: Callable[[Image], Map] = binary_mask,
+) -> Iterator[Map]:
+    """The masks at the given places, in order; GwmError names one that cannot be read.
+
+    `meaning` makes a mask, or probabilities, of a PNG's grey values; what lies in shards is binary.
+    """
     if kind == "shards":
         yield from _read_rows(places, limits)
     elif kind == "folder":
         for place in places:
-            yield read_mask(place.file, limits)
+            yield meaning(_readable(partial(contained, limits, read_grey, place.file)))
     else:
         with storage.open_read(url) as file, _archive(url, file) as archive:
             for place in places:
                 name, member = f"{url}: {place.file}", _read_member(url, archive, place.file)
-                yield _foreground(partial(contained, limits, decode_grey, name, member))
+                yield meaning(_readable(partial(contained, limits, decode_grey, name, member)))
 
 
 def read_mask(url: str, limits: DecodeLimits) -> Mask:
     """The foreground of a mask image."""
-    return _foreground(partial(contained, limits, read_grey, url))
+    return binary_mask(_readable(partial(contained, limits, read_grey, url)))
 
 
-def _foreground(read: Callable[[], Image]) -> Mask:
+def _readable(read: Callable[[], Image]) -> Image:
     try:
-        return binary_mask(read())
+        return read()
     except UnitError as error:
         raise GwmError(f"{error}.") from error
 

@@ -17,7 +17,7 @@ from pipeline.placement import actor_pool, start_ray, tasks, torch_device, torch
 from pipeline.progress import say
 from pipeline.records import FLOW_SCHEMA_VERSION
 from pipeline.stages.decode_clip import decode_clip
-from pipeline.stages.estimate_flow import EstimateFlow, load_estimator, with_absolute_weights
+from pipeline.stages.estimate_flow import EstimateFlow, open_flow_source, with_absolute_paths
 from pipeline.stages.plan_clips import plan_clips, videos_of
 from pipeline.stages.write_flow_shard import write_flow_shard
 from pipeline.summary import show_summary, write_summary
@@ -28,7 +28,7 @@ from pipeline.unit_totals import UnitTotals
 def prepare(config: PrepareConfig) -> dict[str, Any]:
     """Writes the flow of all videos as shards; returns the summary. A rerun does only what is missing."""
     next(find_videos(config.videos))  # refuses an input without videos
-    load_estimator(config.estimate_flow, "cpu")  # refuses wrong weights before anything is written
+    open_flow_source(config, "cpu")  # refuses wrong weights before anything is written
     dataset = Dataset.open(config.output, kind="flow", config=config, schema_version=FLOW_SCHEMA_VERSION)
     if config.retry_quarantined:
         dataset = dataset.clear_quarantine()
@@ -69,7 +69,7 @@ def flow_shards(config: PrepareConfig, dataset: Dataset) -> ray.data.Dataset:
     plan = partial(plan_clips, config=config, dataset=dataset, fingerprint=names)
     write = partial(write_flow_shard, config=config, dataset=dataset)
     worker = {"device": torch_device(flow), "num_threads": torch_threads(flow)}
-    network = {"config": with_absolute_weights(config), **worker}
+    network = {"config": with_absolute_paths(config), **worker}
     return (
         listed(partial(videos_of, absolute_spec(config.videos)))  # pages of videos
         .flat_map(each_of_page(plan), **tasks(at.plan_clips))  # 1:N, reads packets

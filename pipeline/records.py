@@ -15,7 +15,8 @@ One row per frame. Any Parquet reader sees these columns:
 
 The tensors are Arrow's `fixed_shape_tensor`. Every row is a row group, so that one frame can be read alone.
 Gaps count kept frames (decode.stride, decode.fps). Schema metadata: schema_version, kind, source, gaps,
-flow_scale, estimator, iterations, precision, weights_sha256, height_px, width_px.
+flow_scale, estimator, iterations, precision, weights_sha256, height_px, width_px; of flow that was there already,
+estimator=files without the three that follow.
 """
 
 import json

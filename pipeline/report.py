@@ -1,9 +1,11 @@
 """report.html: what a run did and what came out, in one file that needs nothing else."""
 
 import base64
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +13,10 @@ import numpy.typing as npt
 from pipeline import storage
 from pipeline.pictures import encode_jpeg
 from pipeline.storage_errors import without_secrets
+
+UNITS = {"prepare": "clips", "train": "models", "segment": "chunks", "evaluate": "sequences"}
+RATES = {"rows": "frames", "steps": "steps", "images": "frames"}
+"""What the report says of a summary's rates, in its words."""
 
 Picture = npt.NDArray[np.uint8]
 """RGB [H, W, 3]."""
@@ -52,6 +58,25 @@ class Report:
     losses: Sequence[tuple[int, float]]
     """Step and loss."""
     stages: Sequence[StageTime]
+
+
+def stage_time(summary: Mapping[str, Any]) -> StageTime:
+    """A command's row in the table of times, from its summary."""
+    outcomes = ", ".join(f"{number} {outcome}" for outcome, number in summary["units"].items() if number)
+    rates = summary["rates"]
+    shown = [(name, rates[f"{name}_per_s"]) for name in RATES if rates.get(f"{name}_per_s")]
+    return StageTime(
+        command=f"gwm {summary['command']}",
+        units=f"{UNITS[summary['command']]}: {outcomes}",
+        seconds=float(summary["seconds"].get("total", 0.0)),
+        rate=", ".join(f"{value:,.1f} {RATES[name]} a second" for name, value in shown),
+    )
+
+
+def read_losses(model: str) -> list[tuple[int, float]]:
+    """Step and loss, as logged while a model was trained; where every batch was bad there is none."""
+    entries = json.loads(storage.read_bytes(storage.join(model, "metrics.json")))
+    return [(int(entry["step"]), float(entry["loss"])) for entry in entries if "loss" in entry]
 
 
 def write_report(url: str, report: Report) -> None:

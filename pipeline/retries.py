@@ -54,7 +54,7 @@ TRANSIENT_TYPES = frozenset(
         "TransportError",  # httpx
     }
 )
-PERMANENT_TYPES = frozenset({"CertificateError", "ClientSSLError", "SSLError"})
+PERMANENT_TYPES = frozenset({"CertificateError", "ClientSSLError", "OfflineModeIsEnabled", "SSLError"})
 
 _answered: set[str] = set()
 _last_said = -float("inf")

@@ -6,7 +6,7 @@ right, y down.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -54,7 +54,33 @@ def render_scene(
 ) -> Scene:
     """A scene that depends on the arguments only."""
     rng = np.random.default_rng(seed)
-    layers = _draw_layers(rng, num_frames, height_px, width_px, num_objects)
+    return _render(_draw_layers(rng, num_frames, height_px, width_px, num_objects), height_px, width_px)
+
+
+def render_crossing(seed: int, *, num_frames: int = 48, height_px: int = 120, width_px: int = 216) -> Scene:
+    """Two objects that cross at the same height: object 2 hides the smaller object 1 in the middle of the video."""
+    rng = np.random.default_rng(seed)
+    background, behind, front = _draw_layers(rng, num_frames, height_px, width_px, 2)
+    way = np.linspace(0.18, 0.82, num_frames)[:, None]
+    start_px, along_px = np.array([0, height_px / 2]), np.array([width_px, 0])
+    layers = [
+        background,
+        _placed(behind, 0.14 * height_px, start_px + way * along_px),
+        _placed(front, 0.24 * height_px, start_px + (1 - way) * along_px),
+    ]
+    return _render(layers, height_px, width_px)
+
+
+def _placed(layer: Layer, radius_px: float, centre_px: Float64[np.ndarray, "T 2"]) -> Layer:
+    """The object at another size, on another way."""
+    poses = layer.poses.copy()
+    poses[:, :2, 2] = centre_px
+    outline_px = np.asarray(layer.outline_px)
+    return replace(layer, poses=poses, outline_px=outline_px * radius_px / np.sqrt(np.mean(outline_px**2)))
+
+
+def _render(layers: list[Layer], height_px: int, width_px: int) -> Scene:
+    num_frames = len(layers[0].poses)
     frames = np.empty((num_frames, height_px, width_px, 3), np.uint8)
     object_ids = np.empty((num_frames, height_px, width_px), np.uint8)
     flow = np.empty((max(num_frames - 1, 0), 2, height_px, width_px), np.float32)

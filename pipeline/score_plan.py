@@ -33,7 +33,9 @@ def check_inputs(config: EvaluateConfig) -> None:
         raise GwmError("protocol=official scores given masks: give masks=, or use protocol=label_free.")
     if config.model is None and (config.images or config.flow):
         raise GwmError("images= and flow= name the frames that model= segments: give model= too.")
-    if config.images and config.flow:
+    if config.refine.use_flow and not (config.model and config.flow):
+        raise GwmError("refine.use_flow=true refines the masks of model= by the flow of flow=: give both.")
+    if config.images and config.flow and not config.refine.use_flow:
         raise GwmError("Give either images= or flow= as the frames to segment, not both.")
 
 
@@ -86,7 +88,7 @@ def _parts(row: Row) -> list[Row]:
 
 
 def _frame_finder(config: EvaluateConfig) -> FindFrames:
-    if config.flow is not None:
+    if config.flow is not None and not config.refine.use_flow:
         return _FlowFrames(config.flow, config.decode)
     if config.images is not None:
         return _ImageFrames(config.images, config.decode)

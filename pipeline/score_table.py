@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.markup import escape
@@ -18,6 +19,10 @@ from pipeline.metrics import decay, recall
 from pipeline.records import Row
 from pipeline.stages.score_sequence import MODEL_PROTOCOLS
 
+CURVE = "f_beta_curve"
+IMAGE_STATISTICS = {"accuracy": "accuracy", "f_beta": "F_beta", "max_f_beta": "max F_beta"}
+"""Statistics of single images that the screen shows, and as what."""
+NOT_SCORES = ("sequence", "frame_index", "frame", "num_resized")
 SCORE_SCHEMA = pa.schema(
     [
         pa.field("sequence", pa.string(), nullable=False),
@@ -39,18 +44,23 @@ class ProtocolScores:
     num_frames: Mapping[str, int]
     """Frames that count, by sequence."""
     statistics: Mapping[str, float]
-    """`j_recall`, `j_decay`, and where contours were scored `f_mean`, `f_recall`, `f_decay`: means over sequences."""
+    """`j_recall`, `j_decay`, and where contours were scored `f_mean`, `f_recall`, `f_decay`: means over sequences.
+
+    Of single images also `accuracy`, `f_beta` and `max_f_beta`.
+    """
 
 
 def score_table(rows: Iterable[Row], protocol: str) -> pa.Table:
     """scores.parquet: sequence, frame_index, frame, j, f and a model's other protocols; sorted, one row a frame.
 
     `j` and `f` are the scores under `protocol`, not a number for a frame that the protocol leaves out; `paper` and
-    `oracle` choose by J and have no `f`.
+    `oracle` choose by J and have no `f`. Single images also have `accuracy`, `f_beta` and `f_beta_curve`, F_beta at the
+    thresholds k/255, k = 1 to 254.
     """
     frames = sorted(chain.from_iterable(_frames(row, protocol) for row in rows), key=_frame_key)
     extra = sorted({name for frame in frames for name in frame} - set(SCORE_SCHEMA.names))
-    return pa.Table.from_pylist(frames, pa.schema([*SCORE_SCHEMA, *((name, pa.float64()) for name in extra)]))
+    types = {name: pa.list_(pa.float64()) if name.startswith(CURVE) else pa.float64() for name in extra}
+    return pa.Table.from_pylist(frames, pa.schema([*SCORE_SCHEMA, *types.items()]))
 
 
 def protocol_means(scores: pa.Table, truth: GroundTruth, protocol: str) -> dict[str, ProtocolScores]:
@@ -77,6 +87,13 @@ def screen_table(truth: GroundTruth, means: Mapping[str, ProtocolScores]) -> Tab
         str(sum(asked.num_frames.values())),
         *(f"{100 * scores.j_mean:.1f}" for scores in means.values()),
     )
+    for name, label in IMAGE_STATISTICS.items():
+        if name in asked.statistics:
+            values = [
+                f"{100 * scores.statistics[name]:.1f}" if name in scores.statistics else ""
+                for scores in means.values()
+            ]
+            table.add_row(label, "", *values)
     return table
 
 
@@ -117,12 +134,21 @@ def _means(scores: pa.Table, truth: GroundTruth, suffix: str) -> ProtocolScores:
     if contours:
         statistics["f_mean"] = dataset_mean(truth.layout, contours)
         statistics |= {"f_recall": _mean_of(recall, contours), "f_decay": _mean_of(decay, contours)}
+    if f"{CURVE}{suffix}" in scores.column_names:
+        statistics |= _image_statistics(scores, suffix)
     return ProtocolScores(
         j_mean=dataset_mean(truth.layout, regions),
         sequences={name: sum(found) / len(found) for name, found in regions.items()},
         num_frames={name: len(found) for name, found in regions.items()},
         statistics=statistics,
     )
+
+
+def _image_statistics(scores: pa.Table, suffix: str) -> dict[str, float]:
+    """Means over all images; the maximum is that of the mean F_beta over the thresholds."""
+    means = {name: float(np.mean(scores[f"{name}{suffix}"])) for name in ("accuracy", "f_beta")}
+    curves = np.asarray(scores[f"{CURVE}{suffix}"].combine_chunks().flatten())
+    return means | {"max_f_beta": float(curves.reshape(scores.num_rows, -1).mean(0).max())}
 
 
 def _by_sequence(scores: pa.Table, column: str) -> dict[str, list[float]]:
@@ -141,14 +167,14 @@ def _mean_of(statistic: Callable[[Sequence[float]], float], frames: Mapping[str,
 
 
 def _frames(row: Row, protocol: str) -> Iterator[dict[str, Any]]:
-    """The frames of a scored row, with the asked protocol's score as `j`."""
-    names = [name for name in row if name in ("j", "f") or name.startswith(("j_", "f_"))]
+    """The frames of a scored row, with the asked protocol's scores under their plain names."""
+    names = [name for name in row if name not in NOT_SCORES]
     suffix = "" if "j" in names else f"_{protocol}"
     for number, frame_index in enumerate(row["frame_index"]):
-        scores = {name: float(row[name][number]) for name in names}
-        asked = {"j": scores[f"j{suffix}"], "f": scores.get(f"f{suffix}", math.nan)}
+        scores = {name: row[name][number] for name in names}
+        asked = {name.removesuffix(suffix): score for name, score in scores.items() if name.endswith(suffix)}
         frame = {"frame_index": int(frame_index), "frame": row["frame"][number]}
-        yield {"sequence": row["sequence"], **frame, **asked, **scores}
+        yield {"sequence": row["sequence"], **frame, "f": math.nan, **asked, **scores}
 
 
 def _frame_key(frame: Mapping[str, Any]) -> tuple[str, int]:

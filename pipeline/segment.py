@@ -9,7 +9,7 @@ import ray.data
 
 from pipeline.config import SegmentConfig
 from pipeline.dataset import Dataset
-from pipeline.inference import read_model_card
+from pipeline.inference import check_refinement, read_model_card
 from pipeline.inputs import absolute_spec, find_images
 from pipeline.job_progress import JobProgress
 from pipeline.listing import each_of_page, listed
@@ -19,6 +19,7 @@ from pipeline.model_card import ModelCard, PinnedConfig, pin, with_absolute_path
 from pipeline.placement import actor_pool, start_ray, tasks, torch_device, torch_threads, unwrap
 from pipeline.stages.load_chunk import load_chunk
 from pipeline.stages.plan_chunks import inputs_of, plan_chunks
+from pipeline.stages.refine_masks import refine_masks
 from pipeline.stages.segment_images import SegmentImages
 from pipeline.stages.write_mask_shard import write_mask_shard
 from pipeline.summary import show_summary, write_summary
@@ -28,6 +29,7 @@ from pipeline.unit_totals import UnitTotals
 
 def segment(config: SegmentConfig) -> dict[str, Any]:
     """Writes the masks of all images as shards; returns the summary. A rerun does only what is missing."""
+    check_refinement(config.refine)
     next(find_images(config.images))  # refuses an input without images
     card = read_model_card(config.model)  # refuses a wrong model before anything is written
     pinned = pin(config, card)
@@ -70,10 +72,12 @@ def mask_shards(config: PinnedConfig, card: ModelCard, dataset: Dataset) -> ray.
     write = partial(write_mask_shard, config=config, dataset=dataset)
     worker = {"device": torch_device(place), "num_threads": torch_threads(place)}
     network = {"config": with_absolute_paths(config), **worker}  # 1:1, bound by it; every worker holds one
-    return (
+    masks = (
         listed(partial(inputs_of, absolute_spec(config.images), config.chunk_images))  # pages of inputs
         .flat_map(each_of_page(plan), **tasks(at.plan_chunks))  # 1:N, reads packets
         .map(partial(load_chunk, config=config, card=card), **tasks(at.load_chunk))  # 1:1, bound by the codec
         .map(SegmentImages, fn_constructor_kwargs=network, **actor_pool(place))  # type: ignore[arg-type]
-        .map(write, **tasks(at.write_mask_shard))  # 1:1, bound by storage; leaves one summary row a chunk
     )
+    if config.refines_apart:  # 1:1, bound by CPUs, and spread over all of them
+        masks = masks.map(partial(refine_masks, config=config), **tasks(at.refine_masks))
+    return masks.map(write, **tasks(at.write_mask_shard))  # 1:1, bound by storage; one summary row a chunk

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
+from io import BufferedWriter
 from pathlib import Path
 from typing import BinaryIO, TypeVar, cast
 
@@ -175,12 +176,33 @@ def open_read(url: str) -> BinaryIO:
 def write_bytes(url: str, data: bytes) -> None:
     """Writes a file that readers see whole or not at all: one PUT, or a temporary file, fsync and rename."""
     filesystem, path = open_filesystem(url)
+    if is_local(url):
+        with open_write(url) as file:
+            file.write(data)
+        return
+    with explained(url):
+        _patiently(url, lambda: filesystem.pipe_file(path, data))
+
+
+@contextlib.contextmanager
+def open_write(url: str) -> Iterator[BinaryIO]:
+    """A new file, written piece by piece, that readers see at the end or, after an error, not at all.
+
+    What goes to a bucket waits on this disk.
+    """
+    filesystem, path = open_filesystem(url)
     with explained(url):
         if is_local(url):
-            with _temporary_file(path, data) as temporary:
-                os.replace(temporary, path)  # noqa: PTH105
-        else:
-            _patiently(url, lambda: filesystem.pipe_file(path, data))
+            with _temporary_file(path) as file:
+                yield file
+                _flush(file)
+                os.replace(file.name, path)  # noqa: PTH105
+            return
+        with tempfile.TemporaryDirectory(prefix="gwm-") as folder:
+            temporary = Path(folder) / "file"
+            with temporary.open("xb") as file:
+                yield file
+            _patiently(url, lambda: filesystem.put_file(str(temporary), path))
 
 
 def create_bytes(url: str, data: bytes) -> bool:
@@ -192,8 +214,10 @@ def create_bytes(url: str, data: bytes) -> bool:
     with explained(url):
         try:
             if is_local(url):
-                with _temporary_file(path, data) as temporary:
-                    os.link(temporary, path)
+                with _temporary_file(path) as file:
+                    file.write(data)
+                    _flush(file)
+                    os.link(file.name, path)
             else:
                 _patiently(url, lambda: filesystem.pipe_file(path, data, mode="create"))
         except FileExistsError:
@@ -266,8 +290,8 @@ def arrow_filesystem(url: str) -> tuple[pyarrow.fs.FileSystem, str]:
 
 
 @contextlib.contextmanager
-def _temporary_file(path: str, data: bytes) -> Iterator[Path]:
-    """A flushed file in the folder of `path`, removed at the end unless it was renamed."""
+def _temporary_file(path: str) -> Iterator[BufferedWriter]:
+    """A new file in the folder of `path`, removed at the end unless it was renamed."""
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -276,12 +300,15 @@ def _temporary_file(path: str, data: bytes) -> Iterator[Path]:
     temporary = target.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
     try:
         with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        yield temporary
+            yield file
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _flush(file: BinaryIO) -> None:
+    """Leaves nothing of a file in memory."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _patiently(url: str, operation: Callable[[], T]) -> T:

@@ -34,6 +34,8 @@ _BY_CODE = {
 }
 
 _BY_TYPE = {
+    "OfflineModeIsEnabled": "{url} is on the Hugging Face hub, and HF_HUB_OFFLINE is set: unset it, or copy the files.",
+    "ConnectError": "Cannot reach the storage server of {url}: check its address and the network.",
     "NoCredentialsError": "No credentials for {url}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
     "or AWS_PROFILE (FSSPEC_S3_ANON=true reads public buckets without any).",
     "PartialCredentialsError": "The credentials for {url} are incomplete: AWS_ACCESS_KEY_ID and "

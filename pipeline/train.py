@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
+from dataclasses import replace
 from functools import partial
 from threading import Thread
 from typing import Any
@@ -18,13 +19,15 @@ from pipeline.dataset import Dataset
 from pipeline.events import ClusterMailbox, Event
 from pipeline.failure_policy import MAX_TRAIN_FAILURES
 from pipeline.flow_dataset import FlowDataset, open_flow_dataset, refuse_other_flow
+from pipeline.inference import read_model_card
 from pipeline.job_progress import JobProgress
-from pipeline.load_config import digest, fingerprint, flatten
+from pipeline.load_config import digest, extended, fingerprint, flatten
+from pipeline.model_card import PinnedTrainConfig
 from pipeline.placement import start_ray, unwrap
 from pipeline.sample_cache import cache_folder
 from pipeline.summary import show_summary, write_summary
 from pipeline.tracking import Tracker
-from pipeline.train_worker import CHECKPOINTS, TrainJob, configured_segmenter, train_worker
+from pipeline.train_worker import CHECKPOINTS, TrainJob, initial_segmenter, train_worker
 from pipeline.training_log import TrainingLog
 from pipeline.training_state import TrainingState
 
@@ -34,7 +37,8 @@ SECONDS_BETWEEN_LOOKS = 0.5
 def train(config: TrainConfig) -> dict[str, Any]:
     """Trains a segmenter on a flow dataset; returns the summary. A rerun goes on from the last checkpoint."""
     flow = open_flow_dataset(config.flow)
-    configured_segmenter(config.segmenter)  # weights that do not fit are refused before anything is written
+    initial_segmenter(config)  # weights that do not fit are refused before anything is written
+    config = with_initial_content(config)
     output = Dataset.open(config.output, kind="model", config=config, schema_version=1)
     refuse_other_flow(config.output, flow)
     if storage.exists(storage.join(config.output, CONFIG_FILE)):
@@ -113,6 +117,17 @@ def news(events: ClusterMailbox, fit: Future[None]) -> Iterator[Event]:
     fit.result()
 
 
+def with_initial_content(config: TrainConfig) -> TrainConfig:
+    """The configuration together with the content of the model that it starts from, if any."""
+    if config.initial_model is None:
+        return config
+    card = read_model_card(config.initial_model)
+    here = replace(
+        config, initial_model=storage.absolute(config.initial_model)
+    )  # workers have folders of their own
+    return extended(PinnedTrainConfig, here, initial_model_sha256=card.sha256)
+
+
 def cache_name(config: TrainConfig, flow: FlowDataset) -> str:
     """Equal for runs whose samples are equal: same frames, same size, same frozen backbone."""
     segmenter = {
@@ -120,8 +135,11 @@ def cache_name(config: TrainConfig, flow: FlowDataset) -> str:
         for key, value in flatten(config.segmenter).items()
         if "backbone" in key or key.endswith("_px")
     }
+    objective = config.objective
     shape = {"architecture": config.segmenter.architecture, "precision": config.precision}
-    return digest({"flow": flow.content_digest()} | segmenter | shape)
+    shape |= {"flow_size": f"{objective.height_px} {objective.width_px} {objective.flow_resize}"}
+    content = {"flow": flow.content_digest(), "initial_model": flatten(config).get("initial_model_sha256")}
+    return digest(content | segmenter | shape)
 
 
 def finished(

@@ -23,6 +23,8 @@ from pipeline.config import TrainConfig
 from pipeline.errors import GwmError
 from pipeline.events import ClusterMailbox, Mailbox
 from pipeline.flow_dataset import FlowDataset
+from pipeline.inference import open_segmenter
+from pipeline.load_config import flatten
 from pipeline.placement import torch_device, torch_threads
 from pipeline.sample_cache import SampleCache, cache_folder
 from pipeline.summary import write_json
@@ -80,7 +82,7 @@ class Rank:
         torch.set_flush_denormal(True)
         torch.manual_seed(config.seed)
         self.job, self.config, self.share = job, config, share
-        self.segmenter = configured_segmenter(config.segmenter).to(torch_device(place))
+        self.segmenter = initial_segmenter(config).to(torch_device(place))
         module = SegmenterLoss(self.segmenter, config.objective)
         self.optimizer = make_optimizer(module, config.optimizer)
         self.checkpoints = Checkpoints(storage.join(config.output, CHECKPOINTS))
@@ -89,9 +91,7 @@ class Rank:
         self.module.train()
         folder = cache_folder(config.cache.directory, job.cache_name)
         cache = SampleCache(folder, job.flow.num_frames, config.cache.max_bytes)
-        self.loader = BatchLoader(
-            job.flow, self.segmenter, cache, seed=config.seed, precision=config.precision
-        )
+        self.loader = BatchLoader(job.flow, self.segmenter, cache, config)
         self.notice: object = None
 
     def restored_state(self) -> TrainingState:
@@ -172,7 +172,7 @@ class Rank:
     def why_stopped(self) -> str:
         """The sentence that ends a run with too many bad batches."""
         state, flow = self.state, self.job.flow
-        ids = next(flow.batches(self.config.seed, self.config.batch_size, state.step - 1))
+        ids = next(self.loader.frame_ids(self.config.batch_size, state.step - 1))
         sources = flow.sources(ids)
         named = ", ".join(sources[:SOURCES_NAMED]) + (", ..." if len(sources) > SOURCES_NAMED else "")
         return (
@@ -199,8 +199,23 @@ def mean_of_good(recent: list[dict[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([values[name] for values in good])) for name in recent[0]} if good else {}
 
 
-def configured_segmenter(config: SegmenterConfig) -> Segmenter:
-    """A fresh segmenter; backbone weights may lie in a bucket. GwmError if they cannot be had or do not fit."""
+def initial_segmenter(config: TrainConfig) -> Segmenter:
+    """The segmenter before its first step: `initial_model`, or a fresh one. GwmError if it cannot be had or differs."""
+    if config.initial_model is None:
+        return fresh_segmenter(config.segmenter)
+    segmenter, _ = open_segmenter(config.initial_model, "cpu")
+    found, wanted = flatten(segmenter.config), flatten(config.segmenter)
+    differing = [key for key in wanted if found[key] != wanted[key] and key != "backbone.weights"]
+    if differing:
+        values = "; ".join(f"{key}: there {found[key]}, here {wanted[key]}" for key in differing)
+        raise GwmError(
+            f"initial_model={config.initial_model} is another segmenter ({values}): give its values under segmenter."
+        )
+    return segmenter
+
+
+def fresh_segmenter(config: SegmenterConfig) -> Segmenter:
+    """A segmenter with a fresh head; the backbone's weights may lie in a bucket."""
     with storage.local_weights(config.backbone.weights) as weights:
         backbone = replace(config.backbone, weights=weights)
         try:

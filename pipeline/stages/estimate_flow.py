@@ -8,11 +8,13 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from gwm_model.optical_flow import FlowEstimator, load_flow_estimator
 from pipeline import storage
 from pipeline.config import EstimateFlowConfig, PrepareConfig
 from pipeline.errors import GwmError, UnitError
+from pipeline.flow_files import FlowFiles, FlowPx
 from pipeline.records import Row, encode_flow, flow_column, has_flow_column
 from pipeline.stages.failure import failed_row
 from pipeline.video import fitted_size
@@ -34,12 +36,19 @@ def load_estimator(config: EstimateFlowConfig, device: str) -> FlowEstimator:
         raise GwmError(f"estimate_flow.weights: {error}") from error
 
 
-def with_absolute_weights(config: PrepareConfig) -> PrepareConfig:
-    """Return the configuration with a local path to weights made absolute: workers have folders of their own."""
-    if not Path(config.estimate_flow.weights).exists():
-        return config
-    weights = storage.absolute(config.estimate_flow.weights)
-    return replace(config, estimate_flow=replace(config.estimate_flow, weights=weights))
+def open_flow_source(config: PrepareConfig, device: str) -> FlowEstimator | FlowFiles:
+    """Return the estimator, or the files that are there in its place; GwmError if they cannot be had."""
+    if config.estimate_flow.files is not None:
+        return FlowFiles(config.estimate_flow, config.decode)
+    return load_estimator(config.estimate_flow, device)
+
+
+def with_absolute_paths(config: PrepareConfig) -> PrepareConfig:
+    """Return the configuration with absolute local paths to weights and files: workers have folders of their own."""
+    flow = config.estimate_flow
+    weights = storage.absolute(flow.weights) if Path(flow.weights).exists() else flow.weights
+    files = None if flow.files is None else storage.absolute(flow.files)
+    return replace(config, estimate_flow=replace(flow, weights=weights, files=files))
 
 
 class EstimateFlow:
@@ -48,7 +57,7 @@ class EstimateFlow:
     def __init__(self, config: PrepareConfig, device: str, num_threads: int) -> None:
         torch.set_num_threads(num_threads)
         self._config = config
-        self._estimator = load_estimator(config.estimate_flow, device)
+        self._source = open_flow_source(config, device)
 
     def __call__(self, row: Row) -> Row:
         """Return the row with `flow_*`, `has_flow_*` and only the owned frames; other rows pass unchanged."""
@@ -72,16 +81,23 @@ class EstimateFlow:
         store = self._config.store
         size = fitted_size(row["height_px"], row["width_px"], store.height_px, store.width_px)
         gaps = self._config.estimate_flow.gaps
-        flows = self._estimator(frames, gaps, start=start, stop=stop)
+        has_flow = {
+            gap: np.array([0 <= t + gap < len(frames) for t in range(start, stop)], np.bool_) for gap in gaps
+        }
+        flows: dict[int, Tensor] | dict[int, FlowPx]
+        if isinstance(self._source, FlowFiles):
+            flows = self._source(row, has_flow)
+        else:
+            flows = self._source(frames, gaps, start=start, stop=stop)
         added: Row = {
             "stored_height_px": size[0],
             "stored_width_px": size[1],
-            "weights_sha256": self._estimator.weights_sha256 or "",
+            "weights_sha256": self._source.weights_sha256 or "",
         }
         for gap in gaps:
-            exists = np.array([0 <= t + gap < len(frames) for t in range(start, stop)])
-            added[has_flow_column(gap)] = exists
-            added[flow_column(gap)] = stored_flow(flows.pop(gap).cpu().numpy(), exists, *size)
+            flow_px = torch.as_tensor(flows.pop(gap)).cpu().numpy()
+            added[has_flow_column(gap)] = has_flow[gap]
+            added[flow_column(gap)] = stored_flow(flow_px, has_flow[gap], *size)
         return added
 
 

@@ -1,7 +1,7 @@
 """A chunk's images or frames and its video's anchors, resized to the segmenter's input."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
 
@@ -16,25 +16,52 @@ from pipeline.model_card import ModelCard
 from pipeline.pictures import picture_size
 from pipeline.records import Row, encode_image
 from pipeline.stages.failure import failed_row
+from pipeline.stages.plan_clips import clip_spans
 from pipeline.video import Frames
+from pipeline.video_flow import read_video_flow
 
 
 def load_chunk(row: Row, config: SegmentConfig, card: ModelCard) -> Row:
     """The chunk's row with `images` uint8 [N, 3, h, w] and a video's `anchors`; other rows pass unchanged.
 
+    A video whose objects are followed passes unchanged too: it is loaded in parts (`load_parts`) where it is segmented.
+    With `refine.use_flow` the frames' `flow` and `has_flow` come along, as in `VideoFlow`.
     `errors` holds a sentence for each image or frame that cannot be read and "" for the others; N counts the
     others. `heights_px` and `widths_px` are the displayed sizes: an image is turned as its EXIF data asks.
     """
-    if row["status"] != "planned":
+    if row["status"] != "planned" or is_followed(row, config):
         return row
     began = time.monotonic()
     try:
-        loaded = _load_video(row, config, card) if row["kind"] == "video" else _load_files(row, config, card)
+        loaded = _load(row, config, card)
     except GwmError:
         raise
     except Exception as error:
         return failed_row(row, "load_chunk", error)
     return {**row, **loaded, "seconds_load_chunk": time.monotonic() - began}
+
+
+def is_followed(row: Row, config: SegmentConfig) -> bool:
+    """Whether the objects of the row are numbered through a video."""
+    return config.write_objects and row["kind"] != "images"
+
+
+def load_parts(row: Row, config: SegmentConfig, card: ModelCard) -> Iterator[Row]:
+    """A whole video in runs of about `chunk_images` frames, loaded one after another. UnitError as `load_chunk`."""
+    by_frame = ("frame_index", "pts", "seek_pts") if row["kind"] == "video" else ("frame_index", "urls")
+    for start, stop in clip_spans(len(row["frame_index"]), config.chunk_images):
+        part = {**row, **{name: row[name][start:stop] for name in by_frame}}
+        yield {**part, **_load(part, config, card)}
+
+
+def _load(row: Row, config: SegmentConfig, card: ModelCard) -> Row:
+    loaded = _load_video(row, config, card) if row["kind"] == "video" else _load_files(row, config, card)
+    if config.flow is None or row["kind"] == "images":
+        return loaded
+    positions = [
+        int(frame) for frame, error in zip(row["frame_index"], loaded["errors"], strict=True) if not error
+    ]
+    return {**loaded, **read_video_flow(config.flow, row["names"][0], positions).to_row()}
 
 
 def _load_files(row: Row, config: SegmentConfig, card: ModelCard) -> Row:

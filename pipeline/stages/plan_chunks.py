@@ -45,8 +45,9 @@ def plan_chunks(row: Row, config: SegmentConfig, dataset: Dataset, fingerprint: 
     """One row for each chunk still to do, and one for all that an earlier run did or put into quarantine.
 
     A chunk of a video carries where to find its own frames and its anchors, frames spread evenly over the
-    whole video: the anchors alone decide which regions are the object, so that all chunks of a video agree. A
-    video that cannot be read is a unit itself and fails as a whole.
+    whole video: the anchors alone decide which regions are the object, so that all chunks of a video agree. Where
+    objects are numbered, a video is one chunk: a number depends on all the frames before. A video that cannot be
+    read is a unit itself and fails as a whole.
     """
     began = time.monotonic()
     unit = unit_id(fingerprint, row["kind"], *row["names"], *(int(size) for size in row["sizes"]))
@@ -96,7 +97,8 @@ def _video_chunks(row: Row, video: str, config: SegmentConfig) -> list[Row]:
     urls = frame_urls(source) if source.kind == "frames" else []
     anchors = anchor_positions(len(index.pts), config.anchor_frames)
     chunks = []
-    for start, stop in clip_spans(len(index.pts), config.chunk_images):
+    chunk_frames = len(index.pts) if config.write_objects else config.chunk_images
+    for start, stop in clip_spans(len(index.pts), chunk_frames):
         positions = list(range(start, stop))
         chunks.append(
             {

@@ -1,5 +1,6 @@
-"""Masks of a sequence against its ground truth: J of every frame, and F of its contours."""
+"""Masks of a sequence, or of single images, against their ground truth: every frame's scores."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
@@ -9,42 +10,43 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from gwm_model.merge import bipartitions, foreground_probability
+from gwm_model.merge import bipartitions
 from pipeline.config import DecodeLimits, EvaluateConfig
 from pipeline.errors import GwmError, UnitError
 from pipeline.frames import FrameList, read_frame_list
 from pipeline.images import Image
-from pipeline.inference import RegionModel, at_source, decide
-from pipeline.metrics import Mask, boundary_f, jaccard
+from pipeline.inference import ObjectRule, RegionModel, at_source, object_at_source
+from pipeline.metrics import Map, Mask, Scores, binary_mask, image_scores, mask_scores, soft_mask
 from pipeline.model_card import ModelCard, anchor_positions
 from pipeline.pictures import picture_size
 from pipeline.predictions import Place, read_mask, read_predictions
 from pipeline.records import Row
+from pipeline.video_flow import VideoFlow, read_video_flow
 
 MODEL_PROTOCOLS = ("label_free", "paper", "oracle")
 SIDES_AT_ONCE = 16
 
 
 def score_sequence(row: Row, limits: DecodeLimits) -> Row:
-    """The row's scores of given masks: `j` and `f`, one for each frame in `frame_index`.
+    """The row's scores of given masks, one for each frame in `frame_index`: `j` and `f`; more of single images.
 
     A mask of another size than its ground truth is resized (nearest pixel) and counted in `num_resized`.
     """
     places = [Place(file=file, row=index) for file, index in zip(row["files"], row["rows"], strict=True)]
-    masks = read_predictions(row["masks_url"], row["masks_kind"], places, limits)
-    regions, contours, num_resized = [], [], 0
+    meaning, score = (binary_mask, mask_scores) if row["is_video"] else (soft_mask, image_scores)
+    masks = read_predictions(row["masks_url"], row["masks_kind"], places, limits, meaning)
+    scores, num_resized = list[Scores](), 0
     for mask, truth in zip(masks, _truths(row["annotation_urls"], limits), strict=True):
         num_resized += mask.shape != truth.shape
-        resized = _resized(mask, truth.shape)
-        regions.append(jaccard(resized, truth))
-        contours.append(boundary_f(resized, truth))
-    return {**_frames_of(row), "num_resized": num_resized, "j": regions, "f": contours}
+        scores.append(score(_resized(mask, truth.shape), truth))
+    return {**_frames_of(row), "num_resized": num_resized, **_columns(scores)}
 
 
 class ScoreSequence:
     """Scores of a segmenter on a sequence under every protocol, from one forward pass.
 
-    Columns `j_label_free`, `j_paper`, `j_oracle`, and `f_label_free`; not a number outside a protocol's frames.
+    Columns `j_label_free`, `j_paper`, `j_oracle`, and `f_label_free` and what else single images are scored by; not a
+    number outside a protocol's frames.
     """
 
     def __init__(self, config: EvaluateConfig, card: ModelCard, device: str, num_threads: int) -> None:
@@ -57,43 +59,38 @@ class ScoreSequence:
 
     def __call__(self, row: Row) -> Row:
         """The row's scores: one for each frame in `frame_index`."""
-        frames = FrameList.of_row(row)
-        scores: dict[str, list[float]] = {f"j_{protocol}": [] for protocol in MODEL_PROTOCOLS}
-        scores["f_label_free"] = []
         try:
-            for found in self._score(row, frames):
-                for name, values in scores.items():
-                    values.append(found[name])
+            scores = list(self._score(row, FrameList.of_row(row)))
         except UnitError as error:
             raise GwmError(f"{row['sequence']} cannot be scored: {error}.") from error
-        return {**_frames_of(row), "num_resized": 0, **scores}
+        return {**_frames_of(row), "num_resized": 0, **_columns(scores)}
 
-    def _score(self, row: Row, frames: FrameList) -> Iterator[dict[str, float]]:
-        decision = self._video_decision(frames) if row["is_video"] else None
+    def _score(self, row: Row, frames: FrameList) -> Iterator[Scores]:
+        score = mask_scores if row["is_video"] else image_scores
+        rule = self._video_rule(frames) if row["is_video"] else None
         positions = list(row["frame_index"])
         for first in range(0, len(positions), self._config.batch_size):
             part = slice(first, first + self._config.batch_size)
             masks, features = self._regions(frames, positions[part])
-            labels, _ = decide(masks, features, is_video=False)
-            video_labels, object_is = decision or decide(masks, features, is_video=False)
+            objects = self._model.object_probability(masks, features, rule, self._flow(row, positions[part]))
+            own_labels = self._model.labels(masks, features)
             truths = list(_truths(row["annotation_urls"][part], self._config.decode))
             grounds = self._grounds(frames, positions[part], truths)
             for image, (truth, ground) in enumerate(zip(truths, grounds, strict=True)):
-                chosen = 0 if decision else image
                 height_px, width_px = truth.shape
-                scores = protocol_scores(
-                    at_source(masks[image], height_px, width_px, ground, self._config.refine),
-                    truth,
-                    video_labels[chosen],
-                    object_is[chosen],
-                    labels[image],
-                )
+                at = (height_px, width_px, ground, self._config.refine)
+                found = object_at_source(objects[image], *at).cpu().numpy()
+                regions = at_source(masks[image], *at)
+                scores = protocol_scores(score(found, truth), regions, own_labels[image], truth)
                 yield _inside(scores, row, first + image)
 
-    def _video_decision(self, frames: FrameList) -> tuple[Int64[Tensor, "1 K"], Int64[Tensor, " 1"]]:
+    def _flow(self, row: Row, positions: Sequence[int]) -> VideoFlow | None:
+        uses_flow = self._config.refine.use_flow and row["is_video"]
+        return read_video_flow(str(self._config.flow), row["sequence"], positions) if uses_flow else None
+
+    def _video_rule(self, frames: FrameList) -> ObjectRule:
         anchors = anchor_positions(len(frames), self._config.anchor_frames)
-        labels, object_is = decide(*self._regions(frames, anchors), is_video=True)
-        return labels[:1], object_is[:1]
+        return self._model.rule(*self._regions(frames, anchors))
 
     def _grounds(
         self, frames: FrameList, positions: Sequence[int], truths: Sequence[Mask]
@@ -114,27 +111,23 @@ class ScoreSequence:
 
 
 def protocol_scores(
+    label_free: Scores,
     regions: Float[Tensor, "K H W"],
-    truth: Mask,
     labels: Int64[Tensor, " K"],
-    object_is: Int64[Tensor, ""],
-    frame_labels: Int64[Tensor, " K"],
-) -> dict[str, float]:
-    """J of one frame under each protocol, and label_free's F, from region probabilities at the ground truth's size.
+    truth: Mask,
+) -> Scores:
+    """J of one frame under each protocol, from region probabilities at the ground truth's size.
 
-    label_free: the object is the side `object_is` of `labels`. paper: of the sides of `frame_labels`, the
-    frame's own cut, the one nearer to the truth. oracle: of all bipartitions' sides. The last two count two
-    empty masks as 0, as the paper's code does.
+    label_free: given, of the object as `gwm segment` finds it. paper: of the sides of `labels`, the frame's own
+    cut, the one nearer to the truth. oracle: of all bipartitions' sides. The last two know nothing of stray parts,
+    and count two empty masks as 0, as the paper's code does.
     """
     target = torch.from_numpy(truth).to(regions.device)
-    free = foreground_probability(regions[None], labels[None], object_is[None])[0]
-    mask = (free > 0.5).cpu().numpy()
-    sides = torch.stack([frame_labels, 1 - frame_labels])
+    sides = torch.stack([labels, 1 - labels])
     splits = bipartitions(len(regions), regions.device)
     every = torch.cat([splits, 1 - splits])
     return {
-        "j_label_free": jaccard(mask, truth),
-        "f_label_free": boundary_f(mask, truth),
+        **{f"{name}_label_free": value for name, value in label_free.items()},
         "j_paper": _best(regions, target, sides),
         "j_oracle": _best(regions, target, every),
     }
@@ -152,11 +145,21 @@ def _best(regions: Float[Tensor, "K H W"], truth: Bool[Tensor, "H W"], sides: In
     return best
 
 
-def _inside(scores: dict[str, float], row: Row, number: int) -> dict[str, float]:
+def _inside(scores: Scores, row: Row, number: int) -> Scores:
     """The scores, not a number for a protocol that leaves this frame out."""
-    counts = {"j_label_free": row["in_official"][number], "j_paper": row["in_paper"][number]}
-    counts |= {"j_oracle": counts["j_paper"], "f_label_free": counts["j_label_free"]}
+    counts = {
+        name: row["in_official" if name.endswith("_label_free") else "in_paper"][number] for name in scores
+    }
     return {name: score if counts[name] else float("nan") for name, score in scores.items()}
+
+
+def _columns(frames: Sequence[Scores]) -> Row:
+    """The frames' scores by name."""
+    columns = defaultdict(list)
+    for scores in frames:
+        for name, score in scores.items():
+            columns[name].append(score)
+    return dict(columns)
 
 
 def _truths(urls: Sequence[str], limits: DecodeLimits) -> Iterator[Mask]:
@@ -164,11 +167,11 @@ def _truths(urls: Sequence[str], limits: DecodeLimits) -> Iterator[Mask]:
         yield read_mask(url, limits)
 
 
-def _resized(mask: Mask, shape: tuple[int, ...]) -> Mask:
+def _resized(mask: Map, shape: tuple[int, ...]) -> Map:
     if mask.shape == shape:
         return mask
-    resized = cv2.resize(mask.astype(np.uint8), shape[::-1], interpolation=cv2.INTER_NEAREST)
-    return np.asarray(resized, np.bool_)
+    resized: Map = cv2.resize(mask.astype(np.float32), shape[::-1], interpolation=cv2.INTER_NEAREST)
+    return resized
 
 
 def _frames_of(row: Row) -> Row:

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config import PrepareConfig
+from pipeline.config import EstimateFlowConfig, PrepareConfig
 from pipeline.dataset import Dataset
 from pipeline.images import resize_image
 from pipeline.records import (
@@ -53,13 +53,7 @@ def flow_shard(row: Row, config: PrepareConfig) -> pa.Table:
         gaps,
         height_px,
         width_px,
-        {
-            "source": row["source"],
-            "estimator": config.estimate_flow.estimator,
-            "iterations": config.estimate_flow.iterations,
-            "precision": config.estimate_flow.precision,
-            "weights_sha256": row["weights_sha256"],
-        },
+        {"source": row["source"], **_made_by(row, config.estimate_flow)},
     )
     pictures = (np.asarray(frame).transpose(1, 2, 0) for frame in row["frames"])
     images = [encode_image(resize_image(picture, height_px, width_px)) for picture in pictures]
@@ -74,6 +68,18 @@ def flow_shard(row: Row, config: PrepareConfig) -> pa.Table:
         pa.array([row["source_width_px"]] * num_rows, pa.int32()),
     ]
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _made_by(row: Row, flow: EstimateFlowConfig) -> dict[str, str | int]:
+    """Return how the flow came about: by an estimator, or from files, of which no more is known."""
+    if flow.files is not None:
+        return {"estimator": "files"}
+    return {
+        "estimator": flow.estimator,
+        "iterations": flow.iterations,
+        "precision": flow.precision,
+        "weights_sha256": row["weights_sha256"],
+    }
 
 
 def _summary(row: Row) -> Row:

@@ -13,7 +13,8 @@ from pipeline import storage
 from pipeline.config import SegmentConfig
 from pipeline.dataset import Dataset
 from pipeline.masks import MaskRow, decode_mask, mask_table
-from pipeline.pictures import encode_jpeg, encode_png, overlay
+from pipeline.objects import indexed_objects
+from pipeline.pictures import encode_indexed_png, encode_jpeg, encode_png, overlay
 from pipeline.records import Row, decode_image
 
 MAX_NAME_BYTES = 200
@@ -21,7 +22,7 @@ MAX_NAME_BYTES = 200
 DIGEST_MARK = "~"
 PICTURES = (".png", ".jpg")
 """Suffixes of what is written: a folder that has one could be in the way of a file."""
-STAGES = ("plan_chunks", "load_chunk", "segment_images", "write_mask_shard")
+STAGES = ("plan_chunks", "load_chunk", "segment_images", "refine_masks", "write_mask_shard")
 
 
 def write_mask_shard(row: Row, config: SegmentConfig, dataset: Dataset) -> Row:
@@ -41,7 +42,9 @@ def write_mask_shard(row: Row, config: SegmentConfig, dataset: Dataset) -> Row:
     masks: list[MaskRow] = list(row["masks"])
     if config.write_png:
         _write_pictures(masks, _picture_keys(row), row["pictures"], dataset.url)
-    table = mask_table(masks, source=row["source"], segments=config.write_segments)
+    table = mask_table(
+        masks, source=row["source"], segments=config.write_segments, objects=config.write_objects
+    )
     entry = dataset.write_shard(row["unit"], table)
     broken = [mask for mask in masks if mask.error is not None]
     return {
@@ -89,13 +92,16 @@ def _picture_keys(row: Row) -> list[str]:
 
 
 def _write_pictures(masks: list[MaskRow], keys: list[str], pictures: list[bytes], output: str) -> None:
-    """png/KEY.png, the mask (0/255), and overlay/KEY.jpg, the image with the object marked."""
+    """png/KEY.png, the mask (0/255), overlay/KEY.jpg, the image with the object marked, and objects/KEY.png."""
     grounds = iter(pictures)
     for row, key in zip(masks, keys, strict=True):
         if row.mask_rle is None or row.height_px is None or row.width_px is None:
             continue
         mask = decode_mask(row.mask_rle, row.height_px, row.width_px).astype(np.uint8) * 255
         storage.write_bytes(storage.join(output, "png", f"{key}.png"), encode_png(mask))
+        if row.objects_rle is not None:
+            objects = encode_indexed_png(indexed_objects(row))
+            storage.write_bytes(storage.join(output, "objects", f"{key}.png"), objects)
         ground = decode_image(next(grounds))
         shown = cv2.resize(mask, ground.shape[1::-1], interpolation=cv2.INTER_NEAREST) > 0
         marked = encode_jpeg(overlay(ground, shown))

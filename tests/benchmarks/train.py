@@ -16,6 +16,7 @@ from gwm_model.config import BackboneConfig, ObjectiveConfig, OptimizerConfig, S
 from gwm_model.segmenter import build_segmenter
 from gwm_model.training import SegmenterLoss, TrainBatch, make_optimizer, train_step
 from pipeline.batches import BatchLoader, Share
+from pipeline.config import TrainConfig
 from pipeline.flow_dataset import open_flow_dataset
 from pipeline.sample_cache import SampleCache
 
@@ -49,7 +50,7 @@ def main() -> None:
         )
         flow = open_flow_dataset(str(Path(temporary) / "flow"))
         cache = SampleCache(Path(temporary) / "cache", flow.num_frames, 2**30)
-        loader = BatchLoader(flow, module.segmenter, cache, seed=0, precision="float32")
+        loader = BatchLoader(flow, module.segmenter, cache, TrainConfig(flow="flow", output="model"))
         batches = loader.batches(BATCH, 0, Share())
         first_epoch = -(-flow.num_frames // BATCH)
         for _ in range(first_epoch + 1):  # one batch more was made ahead

@@ -94,6 +94,34 @@ def test_never_a_worse_cut_than_spectral_clustering(regions):
     assert agreements >= 15
 
 
+@pytest.mark.parametrize("regions", [3, 4, 5])
+def test_scikit_learns_labels_are_its_own_with_region_0_on_side_0(regions):
+    masks, features = random_case(20 + regions, images=8, regions=regions)
+    labels = merge_regions(masks, features, method="scikit_learn").numpy()
+    assert (labels[:, 0] == 0).all()
+    for image in range(len(masks)):
+        affinity = affinity_in_numpy(masks[image].double().numpy(), features[image].double().numpy())
+        theirs = SpectralClustering(2, affinity="precomputed", random_state=0).fit_predict(affinity)
+        assert same_partition(labels[image], theirs)
+
+
+def test_scikit_learn_agrees_with_the_exact_cut_where_it_is_clear():
+    """Two groups of regions, alike within and orthogonal between."""
+    members = torch.tensor([0, 1, 1, 0, 1])
+    masks = torch.eye(5).repeat_interleave(4, 1).view(1, 5, 1, 20).expand(3, 5, 6, 20)
+    features = torch.einsum("bkhw,kc->bchw", masks, torch.eye(2)[members] + 0.05)
+    for method in ("exact", "scikit_learn"):
+        assert merge_regions(masks, features, method=method).tolist() == [members.tolist()] * 3
+
+
+def test_scikit_learn_gives_two_regions_and_videos_what_the_exact_cut_gives():
+    masks, features = random_case(30, images=4, regions=2)
+    assert merge_regions(masks, features, method="scikit_learn").tolist() == [[0, 1]] * 4
+    masks, features = random_case(31, images=4)
+    labels = merge_regions(masks, features, torch.zeros(4, dtype=torch.int64), "scikit_learn")
+    assert (labels == labels[0]).all()
+
+
 @pytest.mark.parametrize("regions", [3, 4, 6])
 def test_permuting_the_regions_permutes_the_labels(regions):
     masks, features = random_case(3, images=10, regions=regions)

@@ -234,3 +234,31 @@ def test_appearance_cut_has_a_finite_gradient_for_empty_and_one_hot_regions() ->
     logits.requires_grad_()
     appearance_cut(logits.softmax(1), features).backward()
     assert torch.isfinite(logits.grad).all()
+
+
+def test_the_motion_weight_scales_loss_and_gradient() -> None:
+    logits, flow = random_case()
+    found = []
+    for weight in (1.0, 0.03):
+        leaf = logits.clone().requires_grad_()
+        loss = training_loss(leaf.softmax(1), flow, ObjectiveConfig(motion_weight=weight))
+        loss.backward()
+        found.append((loss.detach(), leaf.grad))
+    torch.testing.assert_close(found[1][0], 0.03 * found[0][0])
+    torch.testing.assert_close(found[1][1], 0.03 * found[0][1])
+
+
+def test_masks_meet_a_finer_flow_enlarged_between_pixel_centres() -> None:
+    """The published code: probabilities, not logits, enlarged with align_corners False."""
+    masks = random_case()[0].softmax(1)
+    _, flow = random_case(height=60, width=90)
+    config = ObjectiveConfig(kind="composite", residual="squared", flow_normalization="none")
+    fine = torch.nn.functional.interpolate(masks, (60, 90), mode="bilinear", align_corners=False)
+    expected = motion_loss(fine, flow.clamp(-20, 20), objective="composite")
+    torch.testing.assert_close(training_loss(masks, flow, config), expected)
+
+
+@pytest.mark.parametrize("values", [{"height_px": 480}, {"width_px": 854}, {"motion_weight": 0.0}])
+def test_impossible_values_of_the_objective_are_refused(values: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"height_px and width_px|motion_weight"):
+        ObjectiveConfig(**values)

@@ -216,6 +216,17 @@ def test_learning_rate_warms_up_and_decays_to_zero() -> None:
     assert rates[99] == pytest.approx(0.02)
 
 
+def test_poly_is_warm_up_times_a_power_of_the_steps_left() -> None:
+    """Closed form of detectron2's WarmupPolyLR with the values of the published code."""
+    config = OptimizerConfig(learning_rate=1.5e-4, schedule="poly", warmup_steps=1500, poly_steps=160_000)
+    rates = {step: learning_rate_at(step, 20_000, config) for step in (0, 750, 1500, 10_000, 19_999)}
+    assert rates[0] == pytest.approx(1.5e-4 * 1e-6)
+    assert rates[750] == pytest.approx(1.5e-4 * (0.5 + 0.5e-6) * (1 - 750 / 160_000) ** 0.9)
+    assert rates[1500] == pytest.approx(1.5e-4 * (1 - 1500 / 160_000) ** 0.9)
+    assert rates[19_999] == pytest.approx(0.887 * 1.5e-4, rel=1e-3)
+    assert learning_rate_at(200_000, 200_001, config) == 0.0
+
+
 def test_norms_biases_and_queries_are_not_decayed() -> None:
     module = SegmenterLoss(build_segmenter(MASKFORMER), ObjectiveConfig())
     decayed, plain = make_optimizer(module, OptimizerConfig(weight_decay=0.1)).param_groups

@@ -92,6 +92,13 @@ def test_test_checks_and_then_runs_pytest_with_the_test_extra(checkout: Checkout
     assert checkout.calls("-m pip install") == []
 
 
+def test_benchmark_data_passes_its_words_on(checkout: Checkout) -> None:
+    done = checkout.run("benchmark-data", "fbms59", "my downloads", "s3://bucket/FBMS59", "--partial")
+    assert done.returncode == 0, done.stderr
+    called = "-m pipeline.benchmark_data fbms59 my downloads s3://bucket/FBMS59 --partial"
+    assert checkout.calls("-m pipeline") == [called]
+
+
 def test_an_old_python_gets_a_sentence(checkout: Checkout) -> None:
     done = checkout.run("demo", TOO_OLD="1")
     assert done.returncode == 1

@@ -46,6 +46,7 @@ from pipeline.stages.estimate_flow import EstimateFlow
 from pipeline.stages.load_chunk import load_chunk
 from pipeline.stages.plan_chunks import group_inputs, plan_chunks
 from pipeline.stages.plan_clips import plan_clips
+from pipeline.stages.refine_masks import refine_masks
 from pipeline.stages.segment_images import SegmentImages
 from pipeline.stages.write_flow_shard import write_flow_shard
 from pipeline.stages.write_mask_shard import write_mask_shard
@@ -224,6 +225,8 @@ class StagesOfSegment:
         dataset, card = Dataset(url=config.output), read_model_card(config.model)
         segment_images = SegmentImages(config, "cpu", 1)
         rows = (segment_images(load_chunk(row, config, card)) for row in self.plan(config))
+        if config.refine.method == "crf":
+            rows = (refine_masks(row, config) for row in rows)
         return [write_mask_shard(row, config, dataset) for row in rows]
 
     def masks(self, config: SegmentConfig) -> dict[tuple[str, int | None], MaskRow]:

@@ -52,7 +52,7 @@ def test_help_and_wrong_words_need_no_heavy_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[[0, 0, 0, 1], []]"
-    for command in ("prepare", "train", "segment", "evaluate", "demo", "verify"):
+    for command in ("prepare", "train", "segment", "evaluate", "export", "demo", "verify"):
         assert command in done.stdout
 
 

@@ -142,7 +142,7 @@ def small_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_local: None)
     monkeypatch.setattr(page, "conf_file", lambda name: str(values / name))
     monkeypatch.setattr(page, "find_networks", lambda: FROM_SCRATCH)
     monkeypatch.setattr(page, "NUM_SCENES", 2)
-    monkeypatch.setattr(page, "MAX_TRAINING_CPUS", 1)
+    monkeypatch.setattr(page, "training_cpus", lambda: 1)
     return tmp_path
 
 

@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 
 import cv2
@@ -88,6 +89,45 @@ def test_missing_masks_are_named_before_anything_is_written(tmp_path):
     with pytest.raises(GwmError, match="holds no mask of s1/00002"):
         evaluate(config)
     assert not (tmp_path / "scores").exists()
+
+
+def test_without_the_extra_of_the_crf_nothing_is_written(tmp_path, tiny_model, monkeypatch):
+    write_davis_layout(tmp_path / "data", {"s1": render_scene(1, num_frames=4)})
+    monkeypatch.setitem(sys.modules, "pydensecrf", None)  # as Python has a module that is not there
+    config = EvaluateConfig(
+        dataset="davis2016",
+        data=str(tmp_path / "data"),
+        model=tiny_model,
+        output=str(tmp_path / "scores"),
+        refine=RefineConfig(method="crf"),
+    )
+    with pytest.raises(GwmError, match="needs the extra crf"):
+        evaluate(config)
+    assert not (tmp_path / "scores").exists()
+
+
+def test_single_images_get_the_statistics_of_their_benchmarks(ray_local, tmp_path, tiny_model, capsys):
+    """More images than a row has, so that the maximum of F_beta is one over several rows."""
+    generator = np.random.default_rng(0)
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for number in range(66):
+        picture = cv2.GaussianBlur(generator.integers(0, 255, (40, 50, 3), np.uint8), (9, 9), 4)
+        cv2.imwrite(str(tmp_path / f"images/i{number}.png"), picture)
+        cv2.imwrite(str(tmp_path / f"masks/i{number}.png"), 255 * (picture[..., 0] > 128).astype(np.uint8))
+    config = EvaluateConfig(
+        dataset="images", data=str(tmp_path), model=tiny_model, output=str(tmp_path / "scores")
+    )
+    summary = evaluate(config)
+    table = pq.read_table(tmp_path / "scores" / "scores.parquet")
+    assert table.num_rows == summary["frames"] == 66
+    curves = np.array(table["f_beta_curve"].to_pylist())
+    assert summary["max_f_beta"] == pytest.approx(curves.mean(0).max())
+    assert summary["max_f_beta"] >= summary["f_beta"] - 1e-3
+    for name in ("accuracy", "f_beta"):
+        assert summary[name] == pytest.approx(np.mean(table[name]))
+    shown = capsys.readouterr().err
+    assert all(word in shown for word in ("accuracy", "F_beta", "max F_beta"))
 
 
 def test_the_configuration_file_is_complete():

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -79,3 +80,22 @@ def test_a_dataset_without_shards_is_refused(stages, make_video) -> None:
     make_video(num_frames=1)  # one frame has no flow: its video is in quarantine
     with pytest.raises(GwmError, match="is empty"):
         open_flow_dataset(prepared(stages, stages.config()))
+
+
+def test_by_video_each_video_is_drawn_equally_often_and_its_frames_too() -> None:
+    flow = index_of([2, 30, 4, 6])
+    sources = ("a", "b", "a", "c")  # two shards of one video
+    shards = (replace(shard, source=name) for shard, name in zip(flow.shards, sources, strict=True))
+    flow = replace(flow, shards=tuple(shards))
+    batches = islice(flow.batches(0, 100, 0, by_video=True), 90)
+    drawn = np.bincount(np.concatenate(list(batches)), minlength=42)
+    video = np.repeat(["a", "b", "a", "c"], [2, 30, 4, 6])
+    for name, frames in (("a", 6), ("b", 30), ("c", 6)):
+        expected = 9000 / 3 / frames
+        assert np.abs(drawn[video == name] - expected).max() < 5 * np.sqrt(expected)
+
+
+def test_by_video_batches_from_a_later_step_are_the_later_batches() -> None:
+    flow = index_of([3, 5, 9])
+    everything = list(islice(flow.batches(0, 4, 0, by_video=True), 12))
+    assert list(islice(flow.batches(0, 4, 7, by_video=True), 5)) == everything[7:]

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,12 @@ from gwm_model import load_segmenter
 from gwm_model.config import BackboneConfig, MergeConfig
 from pipeline.config import EvaluateConfig, SegmentConfig
 from pipeline.errors import GwmError
-from pipeline.inference import RegionModel, decide, open_segmenter, read_model_card, upsample
+from pipeline.inference import (
+    RegionModel,
+    open_segmenter,
+    read_model_card,
+    upsample,
+)
 from pipeline.load_config import fingerprint
 from pipeline.model_card import anchor_positions, pin, with_absolute_paths
 
@@ -92,15 +98,50 @@ def test_a_merge_backbone_that_is_missing_is_one_sentence(tiny_model):
         RegionModel(tiny_model, merge, batch_size=2, device="cpu")
 
 
-def test_a_video_is_one_decision_and_images_are_many():
+def test_a_video_is_one_decision_and_images_are_many(tiny_model):
+    model = RegionModel(tiny_model, MergeConfig(), batch_size=4, device="cpu")
     generator = torch.Generator().manual_seed(0)
     masks = torch.softmax(3 * torch.randn(6, 4, 10, 12, generator=generator), 1)
     features = torch.randn(6, 5, 5, 6, generator=generator)
-    labels, object_is = decide(masks, features, is_video=True)
-    assert (labels == labels[0]).all()
-    assert (object_is == object_is[0]).all()
-    alone, _ = decide(masks, features, is_video=False)
-    assert len(alone.unique(dim=0)) > 1
+    rule = model.rule(masks, features)
+    video = model.object_probability(masks, features, rule)
+    assert torch.equal(video, masks[:, rule.labels == rule.object_is].sum(1))
+    alone = model.object_probability(masks, features, None)
+    decided = [model.rule(*image) for image in zip(masks.split(1), features.split(1), strict=True)]
+    assert len({tuple(rule.labels.tolist()) for rule in decided}) > 1
+    for image, own in enumerate(decided):
+        assert torch.equal(alone[image], masks[image, own.labels == own.object_is].sum(0))
+
+
+def swan_and_wave():
+    """A swan on water with a wave that looks like water, both in region 1; frames [2, 2, 12, 16] and features."""
+    masks = torch.zeros(2, 2, 12, 16)
+    masks[:, 1, 3:9, 2:13] = 1.0
+    masks[:, 0] = 1.0 - masks[:, 1]
+    water, swan = torch.eye(4)[0], torch.eye(4)[1]
+    features = water[:, None, None].expand(-1, 12, 16).repeat(2, 1, 1, 1)
+    features[:, :, 3:9, 2:7] = (0.9 * water + 0.4 * torch.eye(4)[2])[:, None, None]
+    features[:, :, 3:9, 7:13] = swan[:, None, None]
+    return masks, features
+
+
+def test_stray_parts_are_dropped_by_a_pretrained_backbones_features_alone(tiny_model):
+    masks, features = swan_and_wave()
+    backbone = BackboneConfig(name="vit_tiny_patch16_224", weights="none", blocks=(1,))
+    with_backbone = MergeConfig(features="backbone", backbone=backbone)
+    kept = {
+        name: RegionModel(tiny_model, merge, batch_size=2, device="cpu").rule(masks, features)
+        for name, merge in (
+            ("dropped", with_backbone),
+            ("asked not to", replace(with_backbone, drop_stray_parts=False)),
+            ("its own U-Net", MergeConfig()),
+        )
+    }
+    objects = {name: rule.probability(masks, features) > 0.5 for name, rule in kept.items()}
+    assert objects["dropped"][:, 3:9, 8:13].all()
+    assert not objects["dropped"][:, :, :6].any()
+    assert torch.equal(objects["asked not to"], masks[:, 1] > 0.5)
+    assert torch.equal(objects["its own U-Net"], masks[:, 1] > 0.5)
 
 
 def test_convention_upsampling_is_bilinear_between_pixel_centres():

@@ -133,3 +133,20 @@ def test_flatten_has_dotted_keys_and_plain_values() -> None:
     assert flat["decode.fps"] is None
     assert flat["placement.plan_clips.num_cpus"] == 0.25
     assert all(value is None or isinstance(value, str | int | float | bool) for value in flat.values())
+
+
+def test_a_file_differs_from_the_one_it_extends_by_what_it_says(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "base.yaml").write_text("videos: a\ndecode: {stride: 2, height_px: 240}\n")
+    (tmp_path / "sub" / "middle.yaml").write_text("extends: ../base.yaml\noutput: b\ndecode: {stride: 3}\n")
+    (tmp_path / "sub" / "row.yaml").write_text("extends: middle.yaml\noutput: c\n")
+    config = load_config(PrepareConfig, str(tmp_path / "sub" / "row.yaml"), ["decode.clip_frames=5"])
+    assert (config.videos, config.output) == ("a", "c")
+    assert (config.decode.stride, config.decode.height_px, config.decode.clip_frames) == (3, 240, 5)
+
+
+def test_a_file_that_extends_a_missing_wrong_or_its_own_file_gets_one_sentence(tmp_path: Path) -> None:
+    assert sentence(path=yaml_file(tmp_path, "extends: no.yaml")).startswith("There is no configuration file")
+    assert "extends itself" in sentence(path=yaml_file(tmp_path, "extends: config.yaml"))
+    (tmp_path / "base.yaml").write_text("vidoes: a\n")
+    assert "did you mean 'videos'?" in sentence(path=yaml_file(tmp_path, "extends: base.yaml"))

@@ -15,6 +15,8 @@ ARCHITECTURE_COLUMNS = [
     "area_fraction",
     "foreground_score",
     "segments_rle",
+    "object_ids",
+    "objects_rle",
     "error",
 ]
 
@@ -58,10 +60,12 @@ def test_rows_survive_parquet_and_the_columns_are_the_contract(tmp_path):
             area_fraction=float(mask.mean()),
             foreground_score=0.9,
             segments_rle=[encode_mask(mask), encode_mask(~mask)],
+            object_ids=[2, 5],
+            objects_rle=[encode_mask(mask), encode_mask(~mask)],
         ),
         MaskRow(source="seq", frame_index=4, error="not an image"),
     ]
-    table = mask_table(rows, source="seq", segments=True)
+    table = mask_table(rows, source="seq", segments=True, objects=True)
     assert table.schema.names == ARCHITECTURE_COLUMNS
     assert table.schema.metadata[b"source"] == b"seq"
     pq.write_table(table, tmp_path / "shard.parquet")
@@ -70,9 +74,9 @@ def test_rows_survive_parquet_and_the_columns_are_the_contract(tmp_path):
     assert duckdb.sql(query).fetchall() == [(2, 1, 1)]
 
 
-def test_the_regions_column_is_there_only_by_option():
+def test_regions_and_objects_are_there_only_by_option():
     assert mask_schema(source="a.jpg", segments=False).names == [
-        name for name in ARCHITECTURE_COLUMNS if name != "segments_rle"
+        name for name in ARCHITECTURE_COLUMNS if name not in ("segments_rle", "object_ids", "objects_rle")
     ]
     image = MaskRow(source="a.jpg", height_px=2, width_px=2, mask_rle=encode_mask(np.eye(2, dtype=bool)))
     table = mask_table([image], source="a.jpg", segments=False)

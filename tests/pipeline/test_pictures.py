@@ -1,11 +1,15 @@
+from io import BytesIO
+
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.pictures import (
     REGION_COLOURS,
     colour_flow,
     colour_regions,
+    encode_indexed_png,
     encode_jpeg,
     encode_png,
     mask_picture,
@@ -13,6 +17,7 @@ from pipeline.pictures import (
     resize,
     side_by_side,
     stacked,
+    voc_palette,
 )
 
 
@@ -81,3 +86,23 @@ def test_encoded_pictures_decode_to_the_same_colours() -> None:
     lossy = cv2.imdecode(np.frombuffer(encode_jpeg(image), np.uint8), cv2.IMREAD_COLOR_RGB)
     assert np.abs(lossy.astype(int) - image).max() < 10
     assert encode_png(image[..., 0])[:4] == b"\x89PNG"
+
+
+def test_an_indexed_picture_keeps_its_numbers_and_shows_the_palette_of_voc() -> None:
+    numbers = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    encoded = encode_indexed_png(numbers)
+    picture = Image.open(BytesIO(encoded))
+    assert picture.mode == "P"
+    assert np.array_equal(np.asarray(picture), numbers)
+    assert np.array_equal(np.asarray(picture.convert("RGB")), voc_palette()[numbers])
+    colours = {
+        0: (0, 0, 0),
+        1: (128, 0, 0),
+        2: (0, 128, 0),
+        4: (0, 0, 128),
+        8: (64, 0, 0),
+        255: (224, 224, 192),
+    }
+    for number, colour in colours.items():
+        assert tuple(voc_palette()[number]) == colour
+    assert encode_indexed_png(numbers) == encoded

@@ -57,6 +57,9 @@ def everything(place: str, folder: Path) -> dict[str, Any]:
     filesystem, path = storage.arrow_filesystem(storage.join(place, "by arrow"))
     with filesystem.open_output_stream(path) as stream:  # as Ray Train uploads a checkpoint
         stream.write(PAYLOAD)
+    with storage.open_write(storage.join(place, "by pieces")) as file:
+        file.write(PAYLOAD[:100])
+        file.write(PAYLOAD[100:])
     created = [storage.create_bytes(storage.join(place, "once"), text) for text in (b"mine", b"yours")]
     with storage.open_read(storage.join(place, "large")) as file:
         file.seek(6 * 2**20)
@@ -88,12 +91,12 @@ EXPECTED = {
     "copied": PAYLOAD,
     "large": PAYLOAD,
     "deleted": True,
-    "sizes": {"by arrow": len(PAYLOAD), "large": len(PAYLOAD), "once": 4},
-    "listed": ["by arrow", "large", "once"],
+    "sizes": {"by arrow": len(PAYLOAD), "by pieces": len(PAYLOAD), "large": len(PAYLOAD), "once": 4},
+    "listed": ["by arrow", "by pieces", "large", "once"],
     "folder": True,
     "by arrow": PAYLOAD,
     "type": True,
-    "fetched": {"by arrow": PAYLOAD, "large": PAYLOAD, "once": b"mine"},
+    "fetched": {"by arrow": PAYLOAD, "by pieces": PAYLOAD, "large": PAYLOAD, "once": b"mine"},
 }
 
 

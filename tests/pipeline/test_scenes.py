@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from gwm_model.optical_flow import load_flow_estimator
-from pipeline.scenes import Scene, render_scene, write_davis_layout, write_video
+from pipeline.scenes import Scene, render_crossing, render_scene, write_davis_layout, write_video
 
 SEEDS = (0, 3, 4)
 
@@ -126,3 +126,15 @@ def warp_back(scene: Scene, t: int) -> tuple[np.ndarray, np.ndarray]:
 
 def as_tensor(frames: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2)))
+
+
+def test_crossing_objects_begin_and_end_apart_and_one_hides_the_other() -> None:
+    scene = render_crossing(1, num_frames=24)
+    components = [cv2.connectedComponents(mask.astype(np.uint8))[0] - 1 for mask in scene.masks]
+    assert components[:4] == components[-4:] == [2] * 4
+    assert 1 in components
+    area = [(ids == 1).sum() for ids in scene.object_ids]
+    assert min(area) < 0.1 * area[0]
+    assert min((ids == 2).sum() for ids in scene.object_ids) > area[0]
+    centre = [np.argwhere(ids == 1)[:, 1].mean() for ids in (scene.object_ids[0], scene.object_ids[-1])]
+    assert centre[1] - centre[0] > 0.5 * scene.masks.shape[2]

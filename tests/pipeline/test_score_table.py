@@ -1,6 +1,7 @@
 import io
 import math
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
@@ -66,6 +67,30 @@ def test_given_masks_have_one_score_of_regions_and_one_of_contours():
     table = score_table(rows, "official")
     assert table.schema.names == ["sequence", "frame_index", "frame", "j", "f"]
     assert table["f"].to_pylist() == [0.25]
+
+
+def test_the_maximum_of_f_beta_is_that_of_the_mean_over_images():
+    """Each image alone reaches 1, at a threshold of its own; no threshold serves both."""
+    columns = {"j": [0.5, 0.7], "f": [0.5, 0.5], "accuracy": [0.8, 0.9], "f_beta": [0.2, 0.4]}
+    curves = np.array([[1.0, 0.4, 0.0], [0.0, 0.5, 1.0]])
+    frames = {"frame_index": [0, 1], "frame": ["a", "b"], "num_resized": 0}
+    given = {"sequence": "images", **frames, **columns, "f_beta_curve": curves}
+    by_model = {f"{name}_label_free": values for name, values in {**columns, "f_beta_curve": curves}.items()}
+    by_model |= {"sequence": "images", **frames, "j_paper": [0.5, 0.7], "j_oracle": [0.5, 0.7]}
+    truth = truth_of("images")
+    for row, asked in ((given, "official"), (by_model, "label_free")):
+        table = score_table([row], asked)
+        assert table["accuracy"].to_pylist() == [0.8, 0.9]
+        assert table["f_beta_curve"].to_pylist() == curves.tolist()
+        means = protocol_means(pq.read_table(io.BytesIO(parquet_bytes(table))), truth, asked)
+        summary = score_summary(means, truth)
+        expected = {"j_mean": 0.6, "accuracy": 0.85, "f_beta": 0.3, "max_f_beta": 0.5}
+        assert {name: summary[name] for name in expected} == pytest.approx(expected)
+        console = Console(width=100, file=io.StringIO(), record=True)
+        console.print(screen_table(truth, means))
+        shown = console.export_text()
+        assert all(text in shown for text in ("accuracy", "85.0", "F_beta", "30.0", "max F_beta", "50.0"))
+    assert "accuracy" not in means["paper"].statistics  # chosen by J
 
 
 @pytest.mark.parametrize(("dataset", "mean"), [("davis2016", 0.6), ("segtrackv2", 0.5)])

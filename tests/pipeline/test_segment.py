@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 
 import cv2
@@ -51,6 +52,31 @@ def test_a_run_a_rerun_and_the_stages_alone_give_the_same_shards(
     others = [pq.read_table(url) for url in before]
     assert sorted(table.num_rows for table in tables) == sorted(table.num_rows for table in others)
     assert segment_stages.masks(alone) == masks
+
+
+def test_masks_of_the_crf_arrive_in_shards(ray_local, segment_stages, make_frame_folder, tmp_path):
+    pytest.importorskip("pydensecrf", reason="the extra crf is not installed")
+    make_frame_folder("folder", num_frames=10)
+    (tmp_path / "videos/bad.jpg").write_bytes(b"bad")
+    crf = RefineConfig(method="crf")
+    config = segment_stages.config(refine=crf)
+    summary = segment(config)
+    assert summary["units"] == {"done": 3, "skipped": 0, "quarantined": 0}
+    assert (summary["images"], summary["errors"]) == (11, 1)
+    assert summary["seconds"]["refine_masks"] > 0
+    alone = segment_stages.config(refine=crf, output=str(tmp_path / "alone"))
+    segment_stages.run(alone)
+    assert segment_stages.masks(config) == segment_stages.masks(alone)
+
+
+def test_without_the_extra_of_the_crf_nothing_is_written(
+    segment_stages, make_frame_folder, tmp_path, monkeypatch
+):
+    make_frame_folder("folder", num_frames=3)
+    monkeypatch.setitem(sys.modules, "pydensecrf", None)  # as Python has a module that is not there
+    with pytest.raises(GwmError, match=r'^refine.method=crf needs the extra crf: pip install "gwm\[crf\]"$'):
+        segment(segment_stages.config(refine=RefineConfig(method="crf")))
+    assert not (tmp_path / "masks").exists()
 
 
 def test_another_model_in_the_same_place_is_refused(segment_stages, tmp_path, ray_local):

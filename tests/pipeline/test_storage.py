@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -48,6 +49,24 @@ def test_a_file_is_written_read_measured_and_deleted(place: str) -> None:
     storage.delete(url)
     storage.delete(url)
     assert not storage.exists(url)
+
+
+def test_a_file_written_in_pieces_is_seen_whole_or_not_at_all(place: str) -> None:
+    url = storage.join(place, "pieces")
+    with storage.open_write(url) as file:
+        file.write(b"one ")
+        assert not storage.exists(url)
+        file.write(b"two")
+
+    def fail_amid(file: BinaryIO) -> None:
+        file.write(b"half of ano")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), storage.open_write(url) as file:
+        fail_amid(file)
+    assert storage.read_bytes(url) == b"one two"
+    assert list(storage.list_files(place)) == [storage.absolute(url)]
+    assert list(storage.list_temporary_files(place, older_than_s=-1.0)) == []
 
 
 def test_of_many_writers_one_creates(place: str) -> None:

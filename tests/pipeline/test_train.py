@@ -9,14 +9,16 @@ import ray.train
 import torch
 from safetensors.torch import load_file
 
-from gwm_model import load_segmenter
+from gwm_model import load_segmenter, save_segmenter
 from gwm_model.backbone import Backbone
 from gwm_model.config import OptimizerConfig, SegmenterConfig
+from gwm_model.segmenter import build_segmenter
 from pipeline.config import CacheConfig, StagePlacement, TrainConfig, TrainPlacement
 from pipeline.dataset import Dataset
 from pipeline.errors import GwmError
 from pipeline.flow_dataset import open_flow_dataset, refuse_other_flow
-from pipeline.train import train
+from pipeline.train import train, with_initial_content
+from pipeline.train_worker import initial_segmenter
 from pipeline.training_state import TrainingState
 
 Events = list[dict[str, Any]]
@@ -214,3 +216,38 @@ def test_a_run_is_not_continued_with_another_configuration_or_other_flow(
     ):
         train(config)
     assert sorted(path.read_bytes() for path in Path(started.url).iterdir()) == before
+
+
+def test_training_starts_from_a_given_model(
+    train_config: TrainConfig, maskformer: SegmenterConfig, one_process
+) -> None:
+    """Its weights, the frozen backbone's too; the weights that the configuration names are not looked for."""
+    first = replace(train_config, segmenter=maskformer, num_steps=3, output=train_config.output + "-first")
+    one_process.train(first)
+    elsewhere = replace(maskformer, backbone=replace(maskformer.backbone, weights="/nowhere/weights.pth"))
+    config = replace(first, segmenter=elsewhere, initial_model=first.output, output=train_config.output)
+    initial = initial_segmenter(config)
+    for name, tensor in weights_of(first).items():
+        assert torch.equal(initial.state_dict()[name], tensor), name
+    one_process.train(config)
+    trained, given = weights_of(config), weights_of(first)
+    changed = {name.partition(".")[0] for name in given if not torch.equal(trained[name], given[name])}
+    assert changed == {"head"}
+
+
+def test_a_model_to_start_from_must_be_the_same_segmenter_and_stay_the_same(
+    train_config: TrainConfig, tiny_model: str, tmp_path: Path
+) -> None:
+    config = replace(train_config, initial_model=tiny_model)
+    with pytest.raises(
+        GwmError, match=r"another segmenter \(num_masks: there 3, here 2; height_px: there 32, here 48"
+    ):
+        train(config)
+    assert not Path(config.output).exists()
+
+    mine = Path(shutil.copytree(tiny_model, tmp_path / "mine"))
+    same = replace(config, initial_model=str(mine), segmenter=load_segmenter(mine).config)
+    Dataset.open(same.output, kind="model", config=with_initial_content(same), schema_version=1)
+    save_segmenter(build_segmenter(same.segmenter), mine)
+    with pytest.raises(GwmError, match=r"made with other settings \(initial_model_sha256"):
+        train(same)

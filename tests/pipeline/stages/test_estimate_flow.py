@@ -14,7 +14,7 @@ from pipeline.stages.estimate_flow import (
     load_estimator,
     resize_flow,
     stored_flow,
-    with_absolute_weights,
+    with_absolute_paths,
 )
 
 
@@ -116,7 +116,7 @@ def test_flow_that_is_not_finite_is_no_flow(stages, make_video, monkeypatch):
         def __call__(self, frames, gaps, *, start, stop):
             return {gap: torch.full((stop - start, *frames[0, :2].shape), torch.nan) for gap in gaps}
 
-    monkeypatch.setattr(estimate_flow, "_estimator", Broken())
+    monkeypatch.setattr(estimate_flow, "_source", Broken())
     failed = estimate_flow(decoded(stages, config)[0])
     assert failed["status"] == "failed"
     assert json.loads(failed["failure"])["stage"] == "estimate_flow"
@@ -147,7 +147,7 @@ def test_weights_of_a_relative_path_are_found_from_anywhere(stages, tmp_path, mo
         ("s3://bucket/raft.pth", "s3://bucket/raft.pth"),
     ):
         config = stages.config(estimate_flow={"weights": weights})
-        assert with_absolute_weights(config) == replace(
+        assert with_absolute_paths(config) == replace(
             config, estimate_flow=replace(config.estimate_flow, weights=expected)
         )
 

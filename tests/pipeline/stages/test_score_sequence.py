@@ -11,7 +11,7 @@ from gwm_model.config import RefineConfig
 from pipeline.config import DecodeLimits, EvaluateConfig
 from pipeline.inference import read_model_card
 from pipeline.layouts import read_layout
-from pipeline.metrics import jaccard
+from pipeline.metrics import jaccard, mask_scores
 from pipeline.score_plan import plan_scores
 from pipeline.stages.score_sequence import ScoreSequence, protocol_scores, score_sequence
 
@@ -61,6 +61,29 @@ def test_masks_of_another_size_are_resized_and_counted(tmp_path):
     assert min(scored["j"]) > 0.85
 
 
+def test_single_images_have_the_scores_of_their_benchmarks(tmp_path):
+    """Grey predictions are probabilities, binary ones have one F_beta at all thresholds."""
+    for number in range(4):
+        truth = moving_box(number)
+        write(tmp_path / f"images/i{number}.png", np.zeros((48, 64, 3), np.uint8))
+        write(tmp_path / f"masks/i{number}.png", truth)
+        soft = cv2.GaussianBlur(np.roll(truth, 4, axis=1), (0, 0), 4) // 2  # nowhere above one half
+        write(tmp_path / f"found/i{number}.png", soft if number % 2 else np.roll(truth, 4, axis=1))
+    masks = str(tmp_path / "found")
+    (row,) = rows_of(EvaluateConfig(dataset="images", data=str(tmp_path), masks=masks, output="out"))
+    scored = score_sequence(row, DecodeLimits())
+    assert scored["j"] == pytest.approx([2 / 3, 0.0] * 2)
+    assert scored["accuracy"] == pytest.approx([1 - 160 / 3072, 1 - 400 / 3072] * 2)
+    assert scored["f_beta"] == pytest.approx([0.8, 0.0] * 2)
+    for number, curve in enumerate(scored["f_beta_curve"]):
+        assert len(curve) == 254
+        if number % 2:
+            assert curve[40] > 0.7
+            assert (curve[127:] == 0).all()
+        else:
+            assert curve == pytest.approx(0.8)
+
+
 def box(left, right, shape=(8, 12)):
     mask = np.zeros(shape, bool)
     mask[2:6, left:right] = True
@@ -76,14 +99,11 @@ def test_each_protocol_chooses_as_it_says():
     """Region 1 is the object's left half, region 2 its right half, region 3 something else; 0 the rest."""
     regions = regions_of(box(1, 4), box(4, 7), box(9, 11))
     truth = box(1, 7)
-    only_left = torch.tensor([0, 1, 0, 0])
     with_other = torch.tensor([1, 0, 0, 0])
-    scores = protocol_scores(regions, truth, only_left, torch.tensor(1), with_other)
+    scores = protocol_scores(mask_scores(regions[1].numpy(), truth), regions, with_other, truth)
     assert scores["j_label_free"] == pytest.approx(0.5)
     assert scores["j_paper"] == pytest.approx(24 / 32)  # the better side of the frame's own cut
     assert scores["j_oracle"] == 1.0
-    wrong_side = protocol_scores(regions, truth, only_left, torch.tensor(0), with_other)
-    assert wrong_side["j_label_free"] == pytest.approx(jaccard(~box(1, 4), truth))
 
 
 @pytest.mark.parametrize("regions", [2, 3, 5, 6])
@@ -96,7 +116,7 @@ def test_the_oracle_is_the_best_of_all_unions_of_regions(regions):
     best = max(jaccard(np.isin(owner, union), truth) for union in unions)
     labels = torch.zeros(regions, dtype=torch.int64)
     labels[1:] = 1
-    scores = protocol_scores(soft, truth, labels, torch.tensor(1), labels)
+    scores = protocol_scores({}, soft, labels, truth)
     assert scores["j_oracle"] == pytest.approx(best)
     assert scores["j_oracle"] >= scores["j_paper"]
 
@@ -105,7 +125,7 @@ def test_convention_two_empty_masks_are_1_officially_and_0_in_the_paper():
     regions = torch.full((2, 8, 12), 0.5)  # no side is above one half
     labels = torch.tensor([0, 1])
     empty = np.zeros((8, 12), bool)
-    scores = protocol_scores(regions, empty, labels, torch.tensor(1), labels)
+    scores = protocol_scores(mask_scores(regions[1].numpy(), empty), regions, labels, empty)
     assert scores == {"j_label_free": 1.0, "f_label_free": 1.0, "j_paper": 0.0, "j_oracle": 0.0}
 
 
@@ -128,12 +148,19 @@ def test_a_model_is_scored_under_every_protocol_in_one_pass(tmp_path, tiny_model
 
 
 @pytest.mark.parametrize(
-    ("method", "tolerance"), [("none", {"j": 2e-3, "f": 2e-3}), ("guided_filter", {"j": 2e-2, "f": 0.1})]
+    ("method", "tolerance"),
+    [
+        ("none", {"j": 2e-3, "f": 2e-3}),
+        ("guided_filter", {"j": 2e-2, "f": 0.1}),
+        ("crf", {"j": 2e-2, "f": 0.1}),
+    ],
 )
 def test_evaluating_a_model_is_segmenting_and_evaluating_the_masks(
     tmp_path, tiny_model, segment_stages, method, tolerance
 ):
     """The label-free protocol is what gwm segment does: the same anchors, the same masks, the same scores."""
+    if method == "crf":
+        pytest.importorskip("pydensecrf", reason="the extra crf is not installed")
     data = davis(tmp_path / "data", 11)
     refine = RefineConfig(method=method)
     segment = segment_stages.config(
@@ -171,6 +198,11 @@ def test_single_images_decide_for_themselves(tmp_path, tiny_model):
     )
     assert together["j_label_free"] == pytest.approx(alone["j_label_free"], abs=2e-3)
     assert len(together["j_paper"]) == 5
+    assert together["accuracy_label_free"] == pytest.approx(alone["accuracy_label_free"], abs=2e-3)
+    for curve, at_half in zip(
+        together["f_beta_curve_label_free"], together["f_beta_label_free"], strict=True
+    ):
+        assert curve[126] == pytest.approx(at_half, abs=0.02)  # above 127/255
 
 
 def test_the_paper_uses_the_frames_own_cut_and_label_free_the_videos(tmp_path, tiny_model):

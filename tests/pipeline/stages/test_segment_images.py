@@ -56,7 +56,7 @@ def test_a_refined_mask_is_the_guided_filters_along_the_images_edges(segment_sta
     refine = RefineConfig(method="guided_filter")
     config = segment_stages.config(refine=refine)
     (row,) = rows_of(segment_stages, config)
-    assert "pictures" not in row
+    assert not row["pictures"]
     (chunk,) = [load_chunk(row, config, read_model_card(config.model)) for row in segment_stages.plan(config)]
     segmenter = load_segmenter(segment_stages.model)
     with torch.inference_mode():
@@ -152,7 +152,7 @@ def test_values_that_are_not_finite_are_a_failed_unit_and_not_an_empty_mask(
 def test_convention_a_pixel_belongs_to_the_object_above_one_half():
     regions = torch.tensor([[[0.5, 0.4]], [[0.3, 0.35]], [[0.2, 0.25]]])
     config = SegmentConfig(images="i", model="m", output="o", write_segments=True)
-    mask = object_mask(regions, torch.tensor([0, 1, 1]), torch.tensor(1), 1, 2, None, config)
+    mask = object_mask(regions, regions[1:].sum(0), 1, 2, None, config)
     assert decode_mask(mask["mask_rle"], 1, 2).tolist() == [[False, True]]
     assert mask["foreground_score"] == pytest.approx(0.6)
     assert mask["area_fraction"] == 0.5

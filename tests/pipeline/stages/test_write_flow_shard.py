@@ -189,4 +189,4 @@ def test_the_network_is_named_by_its_weights(make_video, stages, test_data):
     (row,) = stages.run(config)
     metadata = pq.read_schema(Dataset(url=config.output).shard_url(row["unit"])).metadata
     assert len(metadata[b"weights_sha256"]) == 64
-    assert metadata[b"weights_sha256"].decode() == EstimateFlow(config, "cpu", 1)._estimator.weights_sha256
+    assert metadata[b"weights_sha256"].decode() == EstimateFlow(config, "cpu", 1)._source.weights_sha256

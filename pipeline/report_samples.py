@@ -1,4 +1,4 @@
-"""The frames of a demo's report, read back from the flow shards, the mask shards and the ground truth."""
+"""The frames of a report, read back from the flow shards, the mask shards and the ground truth."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +29,7 @@ from pipeline.report import Picture, Sample
 MAX_VIDEOS = 12
 PLACES = (0.3, 0.7)
 """Where in a video its frames are taken, as fractions of its length."""
+PLACES_COMPARED = (0.1, 0.3, 0.5, 0.7, 0.9)
 STRIP_ROWS = 5
 STRIP_HEIGHT_PX = 120
 GAP = 1
@@ -46,17 +47,34 @@ def read_samples(flow: str, masks: str, truth: str | None, scores: Scores) -> li
     for video in sorted(flow_shards)[:MAX_VIDEOS]:
         sequence = PurePosixPath(video).stem
         rows = _mask_rows(mask_dataset, mask_shards.get(video, []))
-        for index, image, frame_flow in _frames(flow_dataset, flow_shards[video]):
-            pictures = {
-                "frame": image,
-                "optical flow": None if frame_flow is None else colour_flow(frame_flow),
-                **_mask_pictures(image, rows.get(index)),
-            }
+        for index, image, frame_flow in _frames(flow_dataset, flow_shards[video], PLACES):
+            pictures = _frame_pictures(image, frame_flow) | _mask_pictures(image, rows.get(index))
             if truth is not None:
                 mask_url = storage.join(truth, sequence, f"{index:05d}.png")
                 pictures["ground truth"] = decode_image(storage.read_bytes(mask_url))
             score = scores.get((sequence, index))
             samples.append(Sample(sequence=sequence, frame_index=index, j=score, pictures=pictures))
+    return samples
+
+
+def read_comparison(flow: str, before: str, after: str) -> list[Sample]:
+    """A few frames of each of the first videos with the masks of two datasets."""
+    flow_dataset, datasets = (
+        Dataset.read(flow, kind="flow"),
+        [Dataset.read(url, kind="masks") for url in (before, after)],
+    )
+    flow_shards, mask_shards = _by_source(flow_dataset), [_by_source(dataset) for dataset in datasets]
+    samples = []
+    for video in sorted(flow_shards)[:MAX_VIDEOS]:
+        rows = [
+            _mask_rows(dataset, shards.get(video, []))
+            for dataset, shards in zip(datasets, mask_shards, strict=True)
+        ]
+        for index, image, frame_flow in _frames(flow_dataset, flow_shards[video], PLACES_COMPARED):
+            masks = [_mask_pictures(image, found.get(index))["mask over frame"] for found in rows]
+            pictures = _frame_pictures(image, frame_flow) | {"before": masks[0], "after": masks[1]}
+            sequence = PurePosixPath(video).stem
+            samples.append(Sample(sequence=sequence, frame_index=index, j=None, pictures=pictures))
     return samples
 
 
@@ -87,12 +105,12 @@ def _by_source(dataset: Dataset) -> dict[str, list[ShardEntry]]:
 
 
 def _frames(
-    dataset: Dataset, shards: Sequence[ShardEntry]
+    dataset: Dataset, shards: Sequence[ShardEntry], places: Sequence[float]
 ) -> Iterator[tuple[int, Picture, npt.NDArray[np.float32] | None]]:
     """Frame index, image and flow of the frames to show; no flow where the video ends."""
     indices = {shard.unit: _column(dataset, shard, "frame_index") for shard in shards}
-    num_frames = sum(len(found) for found in indices.values())
-    wanted = {int(place * num_frames) for place in PLACES}
+    kept = sorted(index for found in indices.values() for index in found)
+    wanted = {kept[int(place * len(kept))] for place in places}
     columns = ["frame_index", "image", flow_column(GAP), has_flow_column(GAP)]
     found = []
     for unit, frame_indices in indices.items():
@@ -125,6 +143,10 @@ def _mask_rows(dataset: Dataset, shards: Sequence[ShardEntry]) -> dict[int, Mask
             found = mask_rows(pq.read_table(source))
         rows |= {row.frame_index: row for row in found if row.frame_index is not None}
     return rows
+
+
+def _frame_pictures(image: Picture, flow: npt.NDArray[np.float32] | None) -> dict[str, Picture | None]:
+    return {"frame": image, "optical flow": None if flow is None else colour_flow(flow)}
 
 
 def _mask_pictures(image: Picture, row: MaskRow | None) -> dict[str, Picture | None]:
