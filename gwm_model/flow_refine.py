@@ -32,8 +32,8 @@ def explain_flow(
     prior = masks.clamp(LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
     sides = torch.stack([1 - prior, prior], 1)
     evidence = torch.zeros_like(prior)
+    clip = ObjectiveConfig().flow_clip_px
     for gap in range(flow.shape[1]):
-        clip = ObjectiveConfig().flow_clip_px
         observed = normalize_flow(flow[:, gap].clamp(-clip, clip))
         residual = (observed[:, None] - fit_motion(sides, observed)).square().sum(2)
         evidence += torch.where(has_flow[:, gap, None, None], residual[:, 0] - residual[:, 1], 0.0)

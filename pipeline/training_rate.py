@@ -33,7 +33,7 @@ class TrainingRate:
 def measure_rate(job: TrainJob) -> TrainingRate:
     """Times one batch and a few steps of a job that has not begun; leaves nothing but frames in its cache."""
     rank = Rank(job, Share())
-    ids = next(job.flow.batches(job.config.seed, job.config.batch_size, 0))
+    ids = next(rank.loader.frame_ids(job.config.batch_size, 0))
     began = time.monotonic()
     batch = rank.loader.batch(ids, 0, rank.share).to(rank.loader.device)
     frame_s = (time.monotonic() - began) / len(ids)

@@ -1,5 +1,6 @@
 """The optical flow of a video's frames, from a flow dataset of the same videos: for refining masks by it."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -13,6 +14,9 @@ from pipeline.errors import GwmError, UnitError
 from pipeline.flow_dataset import open_flow_dataset
 from pipeline.predictions import sequence_name
 from pipeline.records import Row, decode_flow, flow_column, has_flow_column
+
+INDEXED_SHARDS = 4096
+"""Shards of which is kept which frames they hold."""
 
 
 class VideoFlow(NamedTuple):
@@ -69,25 +73,30 @@ def _index(
     by_source: dict[str, list[str]] = {}
     for entry in dataset.shards:
         by_source.setdefault(entry.source, []).append(dataset.dataset.shard_url(entry.unit))
-    names = [sequence_name(source) for source in by_source]
-    named = zip(names, by_source.values(), strict=True)
-    return by_source, {name: shards for name, shards in named if names.count(name) == 1}, dataset.gaps
+    num_sources = Counter(map(sequence_name, by_source))
+    by_name = {sequence_name(source): shards for source, shards in by_source.items()}
+    return by_source, {name: by_name[name] for name in by_name if num_sources[name] == 1}, dataset.gaps
 
 
 def _frames(
     shard: str, gaps: Sequence[int], wanted: Mapping[int, int]
 ) -> Iterator[tuple[int, npt.NDArray[np.float32], list[bool]]]:
     """Position, flow [G, 2, H, W] and whether it exists, of the wanted frames in a shard."""
+    rows = [(row, position) for row, position in enumerate(_positions(shard)) if position in wanted]
+    if not rows:
+        return
+    columns = [*map(flow_column, gaps), *map(has_flow_column, gaps)]
     with storage.open_read(shard) as source:
         file = pq.ParquetFile(source)
-        positions = file.read(columns=["frame_index"])["frame_index"].to_pylist()
-        for number, position in enumerate(positions):
-            if position in wanted:
-                columns = [*map(flow_column, gaps), *map(has_flow_column, gaps)]
-                row = file.read_row_group(number, columns=columns)  # a row group is one row
-                flow = [row[flow_column(gap)].combine_chunks().to_numpy_ndarray()[0] for gap in gaps]
-                yield (
-                    position,
-                    decode_flow(np.stack(flow)),
-                    [row[has_flow_column(gap)][0].as_py() for gap in gaps],
-                )
+        for number, position in rows:
+            row = file.read_row_group(number, columns=columns)  # a row group is one row
+            flow = [row[flow_column(gap)].combine_chunks().to_numpy_ndarray()[0] for gap in gaps]
+            has_flow = [row[has_flow_column(gap)][0].as_py() for gap in gaps]
+            yield position, decode_flow(np.stack(flow)), has_flow
+
+
+@lru_cache(maxsize=INDEXED_SHARDS)
+def _positions(shard: str) -> tuple[int, ...]:
+    """The positions of a shard's frames: read once, as every chunk of a video asks for those of all its shards."""
+    with storage.open_read(shard) as source:
+        return tuple(pq.read_table(source, columns=["frame_index"])["frame_index"].to_pylist())

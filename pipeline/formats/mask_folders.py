@@ -7,14 +7,12 @@
 | youtube_vos | JPEGImages/SEQUENCE/FRAME.jpg      | Annotations/SEQUENCE/FRAME.png: palette, 0, 1 |
 """
 
-import io
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import PurePosixPath
 
 import numpy as np
-from PIL import Image as Picture
 
 from pipeline import storage
 from pipeline.config import ExportConfig
@@ -30,13 +28,10 @@ from pipeline.formats.shards import (
     read_mask_rows,
 )
 from pipeline.metrics import Mask
-from pipeline.pictures import encode_png
+from pipeline.pictures import encode_indexed_png, encode_png
 from pipeline.predictions import sequence_name
 from pipeline.stages.write_mask_shard import safe_key
 from pipeline.summary import write_json
-
-PALETTE = [0, 0, 0, 128, 0, 0]
-"""Background black, the first object dark red, as in the published annotations."""
 
 FramesOf = dict[str, list[str]]
 """By sequence, the frames in which the object is seen."""
@@ -111,8 +106,4 @@ def _grey_png(mask: Mask) -> bytes:
 
 
 def _palette_png(mask: Mask) -> bytes:
-    picture = Picture.fromarray(mask.astype(np.uint8), mode="P")
-    picture.putpalette(PALETTE)
-    encoded = io.BytesIO()
-    picture.save(encoded, format="PNG")
-    return encoded.getvalue()
+    return encode_indexed_png(mask.astype(np.uint8))

@@ -63,6 +63,7 @@ def interrupted(config: SegmentConfig, monkeypatch: pytest.MonkeyPatch, train: C
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_an_interrupted_adaptation_goes_on_and_a_finished_one_stays(
     ray_local: None, config: SegmentConfig, one_process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
