@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from gwm_model.config import BackboneConfig
 from gwm_model.tensor_files import read_tensor_file
 
+CNN_MULTIPLE_PX = 32
+"""The deepest map of a convolutional network has a cell for as many pixels."""
 PICKLED = "holds pickled objects other than tensors, which are never loaded"
 
 
@@ -42,6 +44,7 @@ class Backbone(nn.Module):
             self.channels = [self.network.embed_dim] * len(config.blocks)
         else:
             self.channels = list(self.network.feature_info.channels())
+        self.multiple_px = int(self.patch_px) if self.is_transformer else CNN_MULTIPLE_PX
         if config.frozen:
             self.requires_grad_(False)
 

@@ -166,7 +166,7 @@ class MergeConfig:
 class RefineConfig:
     """How an object's mask comes from the network's grid to the image's size."""
 
-    method: Literal["none", "guided_filter", "crf"] = "none"
+    method: Literal["none", "guided_filter", "crf"] = "guided_filter"
     """`guided_filter` and `crf` let the mask follow the image's edges; `none` interpolates between the cells.
 
     `crf` is the fully connected CRF, solved on CPUs; it needs the extra of that name.

@@ -1,5 +1,6 @@
 """The segmenter: one image -> logits of K regions. The only place that chooses an architecture."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 from gwm_model.backbone import Backbone, load_backbone
 from gwm_model.config import SegmenterConfig
 from gwm_model.maskformer import MaskFormerHead
+from gwm_model.unet import MULTIPLE_PX as UNET_MULTIPLE_PX
 from gwm_model.unet import UNet
 
 
@@ -52,10 +54,19 @@ class Segmenter(nn.Module):
 
         save_segmenter(self, folder)
 
-    def resize(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 h w"]:
+    def input_size(self, scale: float = 1.0) -> tuple[int, int]:
+        """Height and width in pixels of the network's input, enlarged by the scale to whole patches."""
+        size = (self.config.height_px, self.config.width_px)
+        if scale == 1.0:
+            return size
+        step = UNET_MULTIPLE_PX if self.backbone is None else self.backbone.multiple_px
+        height_px, width_px = (max(1, round(scale * side / step)) * step for side in size)
+        return height_px, width_px
+
+    def resize(self, images: Shaped[Tensor, "B 3 H W"], scale: float = 1.0) -> Float[Tensor, "B 3 h w"]:
         """Images in [0, 1] at the network's input size; uint8 images are 0 to 255, float images 0 to 1 already."""
         images = images.float().div_(255.0) if images.dtype == torch.uint8 else images.float()
-        size = (self.config.height_px, self.config.width_px)
+        size = self.input_size(scale)
         if images.shape[2:] == size:
             return images
         return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
@@ -75,10 +86,18 @@ class Segmenter(nn.Module):
         return self.logits(self.features(images), images)
 
     def segment(
-        self, images: Shaped[Tensor, "B 3 H W"]
+        self, images: Shaped[Tensor, "B 3 H W"], scales: Sequence[float] = (1.0,)
     ) -> tuple[Float[Tensor, "B K h w"], Float[Tensor, "B C i j"]]:
-        """Region logits and appearance features for merging (the deepest map), in one pass."""
-        images = self.resize(images)
+        """Region logits and appearance features for merging (the deepest map), in one pass a scale.
+
+        With several scales of the input, the logits are their mean on the largest grid; features are the first's.
+        """
+        passes = [self._segment(self.resize(images, scale)) for scale in scales]
+        grid = max((logits.shape[2:] for logits, _ in passes), key=torch.Size.numel)
+        aligned = [F.interpolate(logits, size=grid, mode="bilinear") for logits, _ in passes]
+        return torch.stack(aligned).mean(0), passes[0][1]
+
+    def _segment(self, images: Float[Tensor, "B 3 h w"]) -> tuple[Tensor, Tensor]:
         if isinstance(self.head, UNet):
             logits, deepest = self.head(images)
             return logits.float(), deepest.float()

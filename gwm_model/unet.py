@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 LEVELS = 5
+MULTIPLE_PX = 2 ** (LEVELS - 1)
+"""Sides that are multiples of this halve evenly from level to level; others do too, but unevenly."""
 
 
 def convolutions(inputs: int, outputs: int) -> nn.Sequential:

@@ -17,6 +17,8 @@ from gwm_model.config import (
 MISSING = "???"
 """OmegaConf's mark of a value that the user must give."""
 
+LARGEST_SCALE = 4.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StagePlacement:
@@ -289,6 +291,8 @@ class SegmentConfig:
     adaptation: AdaptationConfig = field(default_factory=AdaptationConfig)
     merge: MergeConfig = field(default_factory=MergeConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
+    input_scales: tuple[float, ...] = (1.0,)
+    """The network sees an image at its own input size times each of these; the logits are averaged."""
     batch_size: int = 8
     chunk_images: int = 64
     """Images of one chunk, the unit of work."""
@@ -308,6 +312,7 @@ class SegmentConfig:
     def __post_init__(self) -> None:
         at_least(1, batch_size=self.batch_size, chunk_images=self.chunk_images)
         at_least(1, anchor_frames=self.anchor_frames)
+        _check_scales(self.input_scales)
         has_flow = (self.flow is not None) == self.refine.use_flow
         require(has_flow, "refine.use_flow=true and flow=DATASET belong together: give both or neither")
 
@@ -350,6 +355,8 @@ class EvaluateConfig:
     """official (given binary masks), label_free, paper (ground truth picks the cluster, per frame), or oracle."""
     merge: MergeConfig = field(default_factory=MergeConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
+    input_scales: tuple[float, ...] = (1.0,)
+    """The network sees an image at its own input size times each of these; the logits are averaged."""
     batch_size: int = 8
     anchor_frames: int = 16
     decode: DecodeLimits = field(default_factory=DecodeLimits)
@@ -358,6 +365,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         at_least(1, batch_size=self.batch_size, anchor_frames=self.anchor_frames)
+        _check_scales(self.input_scales)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -377,3 +385,8 @@ class ExportConfig:
     output: str = MISSING
     """A file for coco, torch_export and onnx; a folder or bucket prefix for the others."""
     decode: DecodeLimits = field(default_factory=DecodeLimits)
+
+
+def _check_scales(scales: tuple[float, ...]) -> None:
+    fits = bool(scales) and all(0 < scale <= LARGEST_SCALE for scale in scales)
+    require(fits, f"input_scales must be numbers above 0 and up to {LARGEST_SCALE:g}, not {list(scales)}")

@@ -38,7 +38,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     rows = plan_scores(config, truth)  # a mask or frame that is missing is named before anything is written
     if config.model is not None:
         check_refinement(config.refine)
-    card = read_model_card(config.model) if config.model is not None else None
+    card = read_model_card(config.model, config.input_scales) if config.model is not None else None
     if truth.missing:
         say(f"gwm: {missing_sentence(truth, config.data)}")
     start_ray(config.placement)

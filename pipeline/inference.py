@@ -2,6 +2,7 @@
 
 import hashlib
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,9 +39,9 @@ def open_segmenter(url: str, device: str) -> tuple[Segmenter, str]:
         return segmenter, _sha256(folder)
 
 
-def read_model_card(url: str) -> ModelCard:
+def read_model_card(url: str, scales: Sequence[float] = (1.0,)) -> ModelCard:
     """The card of a model folder, after loading it once; GwmError if there is none or it does not fit."""
-    return _card(*open_segmenter(url, "cpu"))
+    return _card(*open_segmenter(url, "cpu"), scales)
 
 
 def check_refinement(refine: RefineConfig) -> None:
@@ -74,9 +75,12 @@ class ObjectRule:
 class RegionModel:
     """Regions of images and features to merge them by, batch by batch on one device."""
 
-    def __init__(self, url: str, merge: MergeConfig, *, batch_size: int, device: str) -> None:
+    def __init__(
+        self, url: str, merge: MergeConfig, *, batch_size: int, device: str, scales: Sequence[float] = (1.0,)
+    ) -> None:
         self._segmenter, sha256 = open_segmenter(url, device)
-        self.card = _card(self._segmenter, sha256)
+        self.card = _card(self._segmenter, sha256, scales)
+        self._scales = scales
         self._merge = merge
         self._merger = _open_merger(merge, device)
         pretrained = self._segmenter.backbone is not None or self._merger is not None
@@ -91,7 +95,7 @@ class RegionModel:
         """Region probabilities and appearance features; UnitError if the network's answer is not finite."""
         masks, features = [], []
         for batch in torch.split(images, self._batch_size):
-            logits, appearance = self._segmenter.segment(batch.to(self._device))
+            logits, appearance = self._segmenter.segment(batch.to(self._device), self._scales)
             if not torch.isfinite(logits).all():
                 raise UnitError("the segmenter returned values that are not finite")
             masks.append(logits.softmax(1))
@@ -195,11 +199,10 @@ def _on_grid(
     )
 
 
-def _card(segmenter: Segmenter, sha256: str) -> ModelCard:
-    config = segmenter.config
-    return ModelCard(
-        sha256=sha256, height_px=config.height_px, width_px=config.width_px, num_masks=config.num_masks
-    )
+def _card(segmenter: Segmenter, sha256: str, scales: Sequence[float]) -> ModelCard:
+    height_px, width_px = segmenter.input_size(max(scales))
+    num_masks = segmenter.config.num_masks
+    return ModelCard(sha256=sha256, height_px=height_px, width_px=width_px, num_masks=num_masks)
 
 
 def _open_merger(merge: MergeConfig, device: str) -> Backbone | None:
@@ -217,9 +220,9 @@ def _appearance(
     merger: Backbone, images: UInt8[Tensor, "B 3 H W"], height_px: int
 ) -> Float[Tensor, "B C i j"]:
     """The deepest feature map of a backbone, for images enlarged to the height, and to whole patches."""
-    patch = int(merger.patch_px) if merger.is_transformer else 32
+    step = merger.multiple_px
     scale = max(1.0, height_px / images.shape[2])
-    size = [max(1, round(side * scale / patch)) * patch for side in images.shape[2:]]
+    size = [max(1, round(side * scale / step)) * step for side in images.shape[2:]]
     pixels = F.interpolate(images.float() / 255, size=size, mode="bilinear", antialias=True)
     deepest: Tensor = merger(pixels)[-1]
     return deepest.float()

@@ -18,7 +18,7 @@ class ModelCard:
 
     sha256: str
     height_px: int
-    """Size of the network's input."""
+    """Size of the network's largest input: images are loaded at it."""
     width_px: int
     num_masks: int
 

@@ -31,7 +31,9 @@ def segment(config: SegmentConfig) -> dict[str, Any]:
     """Writes the masks of all images as shards; returns the summary. A rerun does only what is missing."""
     check_refinement(config.refine)
     next(find_images(config.images))  # refuses an input without images
-    card = read_model_card(config.model)  # refuses a wrong model before anything is written
+    card = read_model_card(
+        config.model, config.input_scales
+    )  # refuses a wrong model before anything is written
     pinned = pin(config, card)
     dataset = Dataset.open(config.output, kind="masks", config=pinned, schema_version=MASK_SCHEMA_VERSION)
     if config.retry_quarantined:

@@ -54,7 +54,11 @@ class ScoreSequence:
         self._config = config
         self._size = (card.height_px, card.width_px)
         self._model = RegionModel(
-            str(config.model), config.merge, batch_size=config.batch_size, device=device
+            str(config.model),
+            config.merge,
+            batch_size=config.batch_size,
+            device=device,
+            scales=config.input_scales,
         )
 
     def __call__(self, row: Row) -> Row:

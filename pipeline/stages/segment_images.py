@@ -42,7 +42,13 @@ class SegmentImages:
     def __init__(self, config: SegmentConfig, device: str, num_threads: int) -> None:
         torch.set_num_threads(num_threads)
         self._config = config
-        self._model = RegionModel(config.model, config.merge, batch_size=config.batch_size, device=device)
+        self._model = RegionModel(
+            config.model,
+            config.merge,
+            batch_size=config.batch_size,
+            device=device,
+            scales=config.input_scales,
+        )
         self._video = ""
         self._rule: ObjectRule | None = None
 

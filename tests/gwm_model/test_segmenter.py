@@ -47,6 +47,20 @@ def test_segment_and_forward_agree(config: SegmenterConfig) -> None:
 
 
 @pytest.mark.parametrize("config", [UNET, MASKFORMER])
+def test_several_scales_are_the_mean_of_their_logits_on_the_largest_grid(config: SegmenterConfig) -> None:
+    segmenter, batch = build_segmenter(config).eval(), images()
+    assert segmenter.input_size(1.4) == (96, 128)  # 89.6 and 134.4 in whole patches of 16
+    larger = build_segmenter(replace(config, height_px=96, width_px=128)).eval()
+    larger.load_state_dict(segmenter.state_dict())
+    with torch.no_grad():
+        (small, features), (large, _) = segmenter.segment(batch), larger.segment(batch)
+        logits, kept = segmenter.segment(batch, (1.0, 1.4))
+    enlarged = torch.nn.functional.interpolate(small, large.shape[2:], mode="bilinear")
+    torch.testing.assert_close(logits, (enlarged + large) / 2)
+    assert torch.equal(kept, features)
+
+
+@pytest.mark.parametrize("config", [UNET, MASKFORMER])
 def test_saved_and_loaded_segmenters_agree_bit_for_bit(config: SegmenterConfig, tmp_path: Path) -> None:
     segmenter, batch = build_segmenter(config).eval(), images()
     save_segmenter(segmenter, tmp_path)

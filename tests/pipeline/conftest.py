@@ -19,7 +19,7 @@ import ray.train
 import torch
 
 from gwm_model import save_segmenter
-from gwm_model.config import BackboneConfig, SegmenterConfig
+from gwm_model.config import BackboneConfig, RefineConfig, SegmenterConfig
 from gwm_model.segmenter import build_segmenter
 from pipeline import train_worker as loop
 from pipeline.config import (
@@ -208,11 +208,10 @@ class StagesOfSegment:
     model: str
 
     def config(self, **values: Any) -> SegmentConfig:
-        """Chunks of 8 images, unless said otherwise."""
-        defaults = {"images": self.folder / "videos", "model": self.model, "output": self.folder / "masks"}
-        return SegmentConfig(
-            **{"chunk_images": 8, **{key: str(url) for key, url in defaults.items()}, **values}
-        )
+        """Chunks of 8 images and masks as the network has them, unless said otherwise."""
+        places = {"images": self.folder / "videos", "model": self.model, "output": self.folder / "masks"}
+        defaults = {"chunk_images": 8, "refine": RefineConfig(method="none")}
+        return SegmentConfig(**{**defaults, **{key: str(url) for key, url in places.items()}, **values})
 
     def plan(self, config: SegmentConfig) -> list[Row]:
         """The rows of plan_chunks for all inputs."""

@@ -133,5 +133,4 @@ def test_single_images_get_the_statistics_of_their_benchmarks(ray_local, tmp_pat
 def test_the_configuration_file_is_complete():
     words = ["data=d", "masks=m", "output=o"]
     config = load_config(EvaluateConfig, str(Path(__file__).parents[2] / "conf/evaluate.yaml"), words)
-    refine = RefineConfig(method="guided_filter")
-    assert config == EvaluateConfig(dataset="davis2016", data="d", masks="m", output="o", refine=refine)
+    assert config == EvaluateConfig(dataset="davis2016", data="d", masks="m", output="o")

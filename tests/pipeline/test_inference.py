@@ -84,6 +84,24 @@ def test_regions_are_probabilities_and_do_not_depend_on_the_batch(tiny_model):
         torch.testing.assert_close(regions[:1], load_segmenter(tiny_model)(images[:1]).softmax(1))
 
 
+def test_images_are_loaded_at_the_largest_scale_and_seen_at_each(tiny_model):
+    card = read_model_card(tiny_model, (1.0, 1.5))
+    assert (card.height_px, card.width_px) == (48, 64)
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (3, 3, 48, 64), np.uint8))
+    model = RegionModel(tiny_model, MergeConfig(), batch_size=2, device="cpu", scales=(1.0, 1.5))
+    regions, _ = model.regions(images)
+    assert model.card == card
+    with torch.inference_mode():
+        logits, _ = load_segmenter(tiny_model).segment(images, (1.0, 1.5))
+    torch.testing.assert_close(regions, logits.softmax(1))
+
+
+@pytest.mark.parametrize("scales", [(), (0.0,), (1.0, 5.0)])
+def test_scales_that_mean_nothing_are_refused(scales):
+    with pytest.raises(ValueError, match=r"input_scales must be numbers above 0 and up to 4, not \["):
+        SegmentConfig(images="i", model="m", output="o", input_scales=scales)
+
+
 def test_regions_can_be_merged_by_another_backbones_features(tiny_model):
     backbone = BackboneConfig(name="vit_tiny_patch16_224", weights="none", blocks=(1,))
     merge = MergeConfig(features="backbone", backbone=backbone)

@@ -107,7 +107,4 @@ def test_the_configuration_file_is_complete():
 
     words = ["images=i", "model=m", "output=o"]
     config = load_config(SegmentConfig, str(Path(__file__).parents[2] / "conf/segment.yaml"), words)
-    refine = RefineConfig(method="guided_filter")
-    assert config == SegmentConfig(
-        images="i", model="m", output="o", refine=refine, tracking=TrackingConfig()
-    )
+    assert config == SegmentConfig(images="i", model="m", output="o", tracking=TrackingConfig())

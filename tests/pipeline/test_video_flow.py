@@ -20,7 +20,7 @@ from pipeline.stages.load_chunk import load_chunk
 from pipeline.stages.segment_images import SegmentImages
 from pipeline.video_flow import VideoFlow, read_video_flow
 
-WITH_FLOW = RefineConfig(use_flow=True)
+WITH_FLOW = RefineConfig(method="none", use_flow=True)
 
 
 def stored_flow(url: str, video: str) -> dict[int, tuple[np.ndarray, np.ndarray]]:

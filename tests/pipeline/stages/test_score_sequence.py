@@ -210,7 +210,11 @@ def test_the_paper_uses_the_frames_own_cut_and_label_free_the_videos(tmp_path, t
     from gwm_model import load_segmenter
 
     config = EvaluateConfig(
-        dataset="davis2016", data=davis(tmp_path / "data", 9), model=tiny_model, output="out"
+        dataset="davis2016",
+        data=davis(tmp_path / "data", 9),
+        model=tiny_model,
+        output="out",
+        refine=RefineConfig(method="none"),
     )
     (scored,) = score_with_model(config)
     segmenter = load_segmenter(tiny_model)
