@@ -24,6 +24,8 @@ NAMES = {"DAVIS2016": "davis2016", "SegTrackv2": "segtrackv2", "FBMS": "fbms59"}
 IMAGE_SETS = ("CUB", "DUTS", "ECSSD", "OMRON")
 JOINT = "joint"
 """All videos of the three sets as one: what Table 3's model is trained on."""
+PROTOCOLS = ("label_free", "paper", "oracle")
+"""Columns of these names are J under the protocol; others are scores of images."""
 DONE = "summary.json"
 """In the output of a command that has ended."""
 PARTLY = 2
@@ -156,7 +158,7 @@ def table_lines(study: Study, table: dict[str, Any]) -> Iterator[str]:
 
 
 def our_figure(study: Study, row: dict[str, Any], data_set: str, score: str, notes: list[str]) -> str:
-    """J in per cent, or a dash; what the reader must know is added to the notes."""
+    """A score in per cent, or a dash; what the reader must know is added to the notes."""
     if "train" not in row or data_set in study.missing() or not study.videos():
         return "—"
     try:
@@ -167,7 +169,8 @@ def our_figure(study: Study, row: dict[str, Any], data_set: str, score: str, not
     if summary["missing_sequences"]:
         absent = len(summary["missing_sequences"])
         notes.append(f"{data_set}: {summary['frames']} frames were scored; {absent} sequences are not there.")
-    return figure(100 * summary["protocols"][score]["j_mean"])
+    measured = summary["protocols"][score]["j_mean"] if score in PROTOCOLS else summary[score]
+    return figure(100 * measured)
 
 
 def figure(value: float | None) -> str:

@@ -97,6 +97,8 @@ def test_what_is_not_there_is_named_and_what_is_done_is_not_done_again(tables, t
         "frames": 20,
         "missing_sequences": ["cows"],
         "protocols": {name: {"j_mean": j} for name, j in scores.items()},
+        "accuracy": 0.9,
+        "max_f_beta": 0.75,
     }
     for row in RUN_HERE:
         for data_set in ("DAVIS2016", "ECSSD"):
@@ -107,7 +109,10 @@ def test_what_is_not_there_is_named_and_what_is_done_is_not_done_again(tables, t
     assert "SegTrackv2, FBMS, CUB, DUTS, OMRON." in page
     assert "| GWM, MaskFormer | 79.5 | 70.0 | 78.3 | — | 77.4 | — | gwm |" in page
     assert "| quadratic, K = 4 | 79.5 | 70.0 | 81.5 | 80.0 | gwm |" in page
-    assert "| GWM, joint | 64.6 | — | 49.2 | — | 56.1 | 60.0 | 41.3 | — | gwm |" in page
+    assert (
+        "| 65.6 | — | 88.5 | 90.0 | 56.1 | 60.0 | 74.3 | 75.0 | 89.3 | — | 41.3 | — | 56.3 | — | gwm |"
+        in page
+    )
     assert "| SAGE | — | — | — | — | — | — | — |" in page
     assert "- DAVIS2016: 20 frames were scored; 1 sequences are not there." in page
 
