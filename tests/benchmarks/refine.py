@@ -1,7 +1,7 @@
 """Masks along the image's edges: the fully connected CRF against our guided filter, on the same frames and one core.
 
 The masks are ground truth on a grid of 72 x 128, soft, and blurred by two cells. Ours must bring them nearer to the
-ground truth than interpolation does. The CRF does so with the masks of a trained network (infra/lab-notebook.md), but eats
+ground truth than interpolation does. The CRF does so with a trained network's masks (infra/lab-notebook.md), but eats
 into masks as unsure of themselves as these. Says nothing where the extra crf is not installed.
 """
 
