@@ -4,7 +4,7 @@
 |------------|-----------------|------------------|-----------|---------------------|----------------------|
 | davis2016  | JPEGImages/480p | Annotations/480p | sequences | all but first, last | number > 1, not last |
 | segtrackv2 | JPEGImages      | Annotations      | frames    | all                 | all but the last     |
-| fbms59     | JPEGImages      | Annotations      | frames    | all annotated       | all annotated        |
+| fbms59     | JPEGImages      | Annotations      | frames    | all annotated       | all but a last frame |
 | images     | images          | masks            | images    | all                 | all                  |
 
 A video's frames and masks lie in a folder with its name, `images` and `masks` hold theirs directly. The
@@ -129,7 +129,7 @@ def official_positions(dataset: str, sequence: AnnotatedSequence) -> list[int]:
 def paper_positions(dataset: str, sequence: AnnotatedSequence) -> list[int]:
     """Positions of the frames that the paper's code scores."""
     positions = list(sequence.annotation_urls)
-    if dataset in ("davis2016", "segtrackv2"):
+    if sequence.is_video:
         positions = [position for position in positions if position != len(sequence.frame_names) - 1]
     if dataset == "davis2016":
         positions = [position for position in positions if _frame_number(sequence, position) > 1]
