@@ -1,16 +1,19 @@
 """The segmenter: one image -> logits of K regions. The only place that chooses an architecture."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gwm_model.backbone import Backbone, load_backbone
 from gwm_model.config import SegmenterConfig
 from gwm_model.maskformer import MaskFormerHead
 from gwm_model.unet import UNet
+
+if TYPE_CHECKING:
+    from gwm_model.backbone import Backbone
 
 
 class Segmenter(nn.Module):
@@ -24,6 +27,10 @@ class Segmenter(nn.Module):
         if config.architecture == "unet":
             self.head = UNet(config.num_masks, config.hidden_channels)
         else:
+            from gwm_model.backbone import (
+                load_backbone,
+            )  # timm takes seconds to import, and a U-Net needs none of it
+
             self.backbone = load_backbone(config.backbone)
             self.head = MaskFormerHead(
                 self.backbone.channels,
