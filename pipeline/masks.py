@@ -90,7 +90,7 @@ def decode_mask(rle: bytes, height_px: int, width_px: int) -> npt.NDArray[np.boo
 
 
 @contextmanager
-def readable(owner: str) -> Iterator[None]:
+def readable_mask(owner: str) -> Iterator[None]:
     """Makes one sentence of whatever reading a damaged mask raises; `owner` says whose mask it is."""
     try:
         yield

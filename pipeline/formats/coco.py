@@ -12,7 +12,7 @@ from pipeline.config import DecodeLimits, ExportConfig
 from pipeline.contained import contained
 from pipeline.dataset import Dataset
 from pipeline.formats.shards import Inputs, by_source, frame_path, mask_dataset, masked, read_mask_rows
-from pipeline.masks import MaskRow, readable
+from pipeline.masks import MaskRow, readable_mask
 from pipeline.progress import Progress
 
 CATEGORY = {"id": 1, "name": "object", "supercategory": "object"}
@@ -75,7 +75,7 @@ def _annotations(dataset: Dataset, limits: DecodeLimits) -> Iterator[dict[str, A
 
 def _annotation(row: MaskRow, limits: DecodeLimits) -> dict[str, Any]:
     size = [row.height_px, row.width_px]
-    with readable(row.source):
+    with readable_mask(row.source):
         area, bbox = contained(limits, _area_and_bbox, {"size": size, "counts": row.mask_rle})
         segmentation = {"size": size, "counts": (row.mask_rle or b"").decode("ascii")}
     return {

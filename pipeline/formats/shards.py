@@ -17,7 +17,7 @@ from pipeline.errors import GwmError, UnitError
 from pipeline.frames import FrameList, read_frame_list
 from pipeline.images import read_jpeg
 from pipeline.inputs import VIDEO_SUFFIXES, Source, frame_urls, input_root
-from pipeline.masks import MaskRow, decode_mask, readable
+from pipeline.masks import MaskRow, decode_mask, readable_mask
 from pipeline.metrics import Mask
 from pipeline.progress import Progress
 from pipeline.records import encode_image
@@ -78,7 +78,7 @@ def by_source(rows: Sequence[MaskRow]) -> Iterator[tuple[str, list[MaskRow]]]:
 
 def mask_of(row: MaskRow, limits: DecodeLimits) -> Mask:
     """The row's mask [H, W]; GwmError if its bytes are no mask of its size."""
-    with readable(row.source):
+    with readable_mask(row.source):
         return contained(limits, decode_mask, row.mask_rle, row.height_px, row.width_px)  # type: ignore[arg-type]
 
 
