@@ -186,8 +186,8 @@ def test_a_terminated_and_a_killed_command_go_on_when_they_are_run_again(
     config = replace(
         train_config,
         segmenter=maskformer,
-        num_steps=300,
-        checkpoint_every_steps=25,
+        num_steps=600,
+        checkpoint_every_steps=50,
         log_every_steps=20,
         picture_every_steps=1000,
         output=train_config.output + "-struck",
