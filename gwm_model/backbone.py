@@ -16,6 +16,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 from gwm_model.config import BackboneConfig
+from gwm_model.errors import first_line
 from gwm_model.tensor_files import read_tensor_file
 
 CNN_MULTIPLE_PX = 32
@@ -138,11 +139,6 @@ def load_weights(network: Any, config: BackboneConfig, is_transformer: bool) -> 
         ) from error
     if missing:
         raise ValueError(f"{config.weights} does not fit the backbone {config.name}: it has no {missing[0]}.")
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, without the lines that follow."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def local_weights(weights: str) -> Path:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from gwm_model.config import BackboneConfig, SegmenterConfig
+from gwm_model.errors import first_line
 from gwm_model.segmenter import Segmenter
 
 CONFIG_FILE = "segmenter.json"
@@ -56,9 +57,8 @@ def fetch_segmenter(name: str, revision: str | None = None) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
         raise ValueError(
-            f"{name} is no folder here, and no segmenter that the Hugging Face hub gives: {reason}."
+            f"{name} is no folder here, and no segmenter that the Hugging Face hub gives: {first_line(error)}."
         ) from error
 
 
@@ -73,9 +73,8 @@ def load_segmenter(path: Path | str, device: torch.device | str = "cpu") -> Segm
         segmenter = Segmenter(unloaded)
         segmenter.load_state_dict(weights)
     except (RuntimeError, SafetensorError, OSError) as error:
-        reason = str(error).splitlines()[0]
         raise ValueError(
-            f"{Path(path) / WEIGHTS_FILE} does not fit {CONFIG_FILE} beside it: {reason}"
+            f"{Path(path) / WEIGHTS_FILE} does not fit {CONFIG_FILE} beside it: {first_line(error)}."
         ) from error
     segmenter.config = config
     return segmenter.to(device).eval()

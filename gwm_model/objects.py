@@ -13,7 +13,6 @@ import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, UInt8
-from scipy.optimize import linear_sum_assignment
 
 from gwm_model.labels import (
     MIN_AREA,
@@ -250,6 +249,8 @@ class ObjectTracker:
 
     def _assigned(self, scores: Float64[np.ndarray, "N M"]) -> dict[int, _Track]:
         """The one-to-one assignment of the highest sum, without pairs of score 0."""
+        from scipy.optimize import linear_sum_assignment  # takes a second to import
+
         rows, columns = linear_sum_assignment(scores, maximize=True)
         pairs = zip(rows.tolist(), columns.tolist(), strict=True)
         return {row: self._tracks[column] for row, column in pairs if scores[row, column] > 0}

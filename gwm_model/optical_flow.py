@@ -8,9 +8,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from gwm_model.raft import Pair, Raft
-from gwm_model.raft_weights import load_raft_network
-
+Pair = tuple[int, int]
+"""Numbers of two frames of a clip, from the first to the second."""
 DIS_MIN_SIDE_PX = 16
 """Smaller frames are padded by repeating the last row and column; OpenCV refuses them."""
 
@@ -109,6 +108,10 @@ def load_flow_estimator(
         return FlowEstimator(DisFlow())
     if name not in ("raft_large", "raft_small"):
         raise ValueError(f"flow estimator {name!r} is unknown; choose raft_large, raft_small or dis")
+    # torchvision takes seconds to import, and DIS needs none of it.
+    from gwm_model.raft import Raft
+    from gwm_model.raft_weights import load_raft_network
+
     network = load_raft_network(name, weights)
     return FlowEstimator(
         Raft(

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.optical_flow._utils import make_coords_grid, upsample_flow
 
+from gwm_model.optical_flow import Pair
 from gwm_model.raft_weights import weights_sha256
 
-Pair = tuple[int, int]
 T = TypeVar("T")
 
 STRIDE_PX = 8

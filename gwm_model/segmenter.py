@@ -2,17 +2,20 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gwm_model.backbone import Backbone, load_backbone
 from gwm_model.config import SegmenterConfig
 from gwm_model.maskformer import MaskFormerHead
 from gwm_model.unet import MULTIPLE_PX as UNET_MULTIPLE_PX
 from gwm_model.unet import UNet
+
+if TYPE_CHECKING:
+    from gwm_model.backbone import Backbone
 
 
 class Segmenter(nn.Module):
@@ -26,6 +29,10 @@ class Segmenter(nn.Module):
         if config.architecture == "unet":
             self.head = UNet(config.num_masks, config.hidden_channels)
         else:
+            from gwm_model.backbone import (
+                load_backbone,
+            )  # timm takes seconds to import, and a U-Net needs none of it
+
             self.backbone = load_backbone(config.backbone)
             self.head = MaskFormerHead(
                 self.backbone.channels,

@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from gwm_model.errors import first_line
 from pipeline.config import EvaluateConfig, ExportConfig, PrepareConfig, SegmentConfig, TrainConfig
 from pipeline.errors import GwmError
 from pipeline.local_ray import keep_ray_to_this_machine
@@ -269,7 +270,7 @@ def _guarded(command: Callable[[], int], debug: bool) -> int:
             say(f"gwm: {known}")
         else:
             hint = "" if debug else "; run again with --debug for the traceback"
-            say(f"gwm: unexpected {type(known).__name__}: {_first_line(known)}{hint}.")
+            say(f"gwm: unexpected {type(known).__name__}: {first_line(known)}{hint}.")
         return FAILED
 
 
@@ -285,10 +286,6 @@ def _unwrap(error: Exception) -> BaseException:
     from pipeline.placement import unwrap
 
     return unwrap(error)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")
 
 
 def _on_terminate(_number: int, _frame: FrameType | None) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gwm_model.errors import first_line
 from pipeline import storage
 from pipeline.config import DecodeLimits
 from pipeline.contained import contained
@@ -36,7 +37,7 @@ def _columns(url: str, names: Sequence[str]) -> dict[str, list[Any]]:
         except pa.ArrowMemoryError as error:
             raise MemoryError(str(error)) from error
         except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
-            raise UnitError(_first_line(error)) from error
+            raise UnitError(first_line(error)) from error
 
 
 def _first_column(url: str, names: Sequence[str]) -> list[Any]:
@@ -44,12 +45,8 @@ def _first_column(url: str, names: Sequence[str]) -> list[Any]:
         try:
             present = pq.read_schema(file).names
         except (pa.ArrowException, OSError) as error:
-            raise UnitError(_first_line(error)) from error
+            raise UnitError(first_line(error)) from error
     if not present:
         raise UnitError("it has no columns")
     chosen = next((name for name in names if name in present), present[0])
     return _columns(url, [chosen])[chosen]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

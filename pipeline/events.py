@@ -3,6 +3,7 @@
 from typing import Any
 
 import ray
+from ray import cloudpickle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 Event = dict[str, Any]
@@ -12,20 +13,23 @@ class Mailbox:
     """Keeps events until they are taken."""
 
     def __init__(self) -> None:
-        self._events: list[Event] = []
+        self._events: list[Any] = []
 
-    def put(self, event: Event) -> None:
+    def put(self, event: Any) -> None:
         """Adds one event."""
         self._events.append(event)
 
-    def take(self) -> list[Event]:
+    def take(self) -> list[Any]:
         """Returns all events since the last call, oldest first."""
         events, self._events = self._events, []
         return events
 
 
 class ClusterMailbox:
-    """A mailbox in an actor of its own, on the driver's machine: a machine that leaves does not take it along."""
+    """A mailbox in an actor of its own, on the driver's machine: a machine that leaves does not take it along.
+
+    It keeps events as bytes, so that the actor need not import what they are made of, torch among it.
+    """
 
     def __init__(self) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -34,9 +38,8 @@ class ClusterMailbox:
 
     def put(self, event: Event) -> None:
         """Adds one event."""
-        ray.get(self._actor.put.remote(event))
+        ray.get(self._actor.put.remote(cloudpickle.dumps(event)))
 
     def take(self) -> list[Event]:
         """Returns all events since the last call, oldest first."""
-        events: list[Event] = ray.get(self._actor.take.remote())
-        return events
+        return [cloudpickle.loads(event) for event in ray.get(self._actor.take.remote())]

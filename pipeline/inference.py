@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
@@ -13,7 +14,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gwm_model import choose_foreground, load_segmenter, merge_regions
-from gwm_model.backbone import Backbone, load_backbone
 from gwm_model.config import MergeConfig, RefineConfig
 from gwm_model.crf import crf_upsample
 from gwm_model.flow_refine import explain_flow
@@ -26,6 +26,9 @@ from pipeline.errors import GwmError, UnitError
 from pipeline.images import Image
 from pipeline.model_card import ModelCard
 from pipeline.video_flow import VideoFlow
+
+if TYPE_CHECKING:
+    from gwm_model.backbone import Backbone
 
 
 def open_segmenter(url: str, device: str) -> tuple[Segmenter, str]:
@@ -205,9 +208,11 @@ def _card(segmenter: Segmenter, sha256: str, scales: Sequence[float]) -> ModelCa
     return ModelCard(sha256=sha256, height_px=height_px, width_px=width_px, num_masks=num_masks)
 
 
-def _open_merger(merge: MergeConfig, device: str) -> Backbone | None:
+def _open_merger(merge: MergeConfig, device: str) -> "Backbone | None":
     if merge.features == "segmenter":
         return None
+    from gwm_model.backbone import load_backbone  # timm takes seconds to import
+
     config = merge.backbone
     try:
         with storage.local_weights(config.weights) as path:
@@ -217,7 +222,7 @@ def _open_merger(merge: MergeConfig, device: str) -> Backbone | None:
 
 
 def _appearance(
-    merger: Backbone, images: UInt8[Tensor, "B 3 H W"], height_px: int
+    merger: "Backbone", images: UInt8[Tensor, "B 3 H W"], height_px: int
 ) -> Float[Tensor, "B C i j"]:
     """The deepest feature map of a backbone, for images enlarged to the height, and to whole patches."""
     step = merger.multiple_px

@@ -17,6 +17,7 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
+from gwm_model.errors import first_line
 from pipeline.errors import GwmError
 from pipeline.progress import say
 from pipeline.storage_errors import without_secrets
@@ -57,8 +58,7 @@ def explained(address: str) -> Iterator[None]:
     except (ConnectionError, requests.RequestException) as error:
         raise GwmError(f"No Ray job server answers at {shown}.") from error
     except RuntimeError as error:
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0].rstrip(".")
-        raise GwmError(f"The Ray job server at {shown} refused: {reason}.") from error
+        raise GwmError(f"The Ray job server at {shown} refused: {first_line(error)}.") from error
 
 
 def gwm_jobs(client: JobSubmissionClient) -> list[JobDetails]:

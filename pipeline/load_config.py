@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml.error import MarkedYAMLError
 
+from gwm_model.errors import first_line
 from pipeline.errors import GwmError
 from pipeline.storage_errors import without_secrets
 
@@ -58,7 +59,7 @@ def load_config(cls: type[T], path: str | None, overrides: Sequence[str]) -> T:
         missing = sorted(OmegaConf.missing_keys(tree))
         config = None if missing else OmegaConf.to_object(tree)
     except (OmegaConfBaseException, ValueError) as error:
-        raise GwmError(f"Impossible value: {_first_line(error)}.") from error
+        raise GwmError(f"Impossible value: {first_line(error)}.") from error
     if missing:
         words = " and ".join(f"{key}=" for key in missing)
         verb = "is" if len(missing) == 1 else "are"
@@ -126,7 +127,7 @@ def _merge(cls: type[Any], tree: Any, values: dict[str, Any], *, where: str) -> 
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
         what = f"Wrong value for '{key}'" if key else "Wrong value"
-        raise GwmError(f"{what} in {where}: {_first_line(error)}.") from error
+        raise GwmError(f"{what} in {where}: {first_line(error)}.") from error
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
@@ -147,7 +148,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
     except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" (line {mark.line + 1})" if mark is not None else ""
-        problem = getattr(error, "problem", None) or _first_line(error)
+        problem = getattr(error, "problem", None) or first_line(error)
         raise GwmError(f"{path} is not valid YAML{line}: {problem}.") from error
     return cast("dict[str, Any]", OmegaConf.to_container(loaded))
 
@@ -174,7 +175,7 @@ def _nested(cls: type[Any], word: str) -> dict[str, Any]:
             _check_yaml(text)
             value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
         except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
-            raise GwmError(f"Cannot read the value of '{word}': {_first_line(error)}.") from error
+            raise GwmError(f"Cannot read the value of '{word}': {first_line(error)}.") from error
         value = cast("dict[str, Any]", value)["value"]
     elif text in ("null", ""):
         value = None
@@ -229,7 +230,3 @@ def _leaves(value: object, prefix: str) -> Iterator[tuple[str, Scalar]]:
         yield prefix, value
     else:
         yield prefix, str(value)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

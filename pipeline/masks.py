@@ -1,12 +1,15 @@
 """The mask record: one row for each image or video frame, masks as COCO run lengths at the source's size."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from pycocotools import mask as coco
+
+from pipeline.errors import GwmError, UnitError
 
 MASK_SCHEMA_VERSION = 1
 NUM_ERRORS = b"num_errors"
@@ -84,3 +87,12 @@ def encode_mask(mask: npt.NDArray[np.bool_]) -> bytes:
 def decode_mask(rle: bytes, height_px: int, width_px: int) -> npt.NDArray[np.bool_]:
     """The mask [H, W] of COCO run lengths. ValueError if they cover more than H x W pixels."""
     return np.asarray(coco.decode({"size": [height_px, width_px], "counts": rle}), dtype=np.bool_)
+
+
+@contextmanager
+def readable_mask(owner: str) -> Iterator[None]:
+    """Makes one sentence of whatever reading a damaged mask raises; `owner` says whose mask it is."""
+    try:
+        yield
+    except (UnitError, ArithmeticError, TypeError, ValueError) as error:
+        raise GwmError(f"{owner} has a mask that cannot be read: {error}.") from error

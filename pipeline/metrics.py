@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linear_sum_assignment
 
 Mask = npt.NDArray[np.bool_]
 Map = npt.NDArray[np.bool_] | npt.NDArray[np.float32]
@@ -153,6 +152,8 @@ def object_jaccards(numbers: Numbers, truth: Numbers) -> list[float]:
             for m in wanted
         ]
     ).reshape(len(wanted), len(found))
+    from scipy.optimize import linear_sum_assignment  # takes a second to import
+
     rows, columns = linear_sum_assignment(scores, maximize=True)
     best = dict(zip(rows.tolist(), scores[rows, columns].tolist(), strict=True))
     return [best.get(row, 0.0) for row in range(len(wanted))]

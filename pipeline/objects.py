@@ -9,8 +9,6 @@ import numpy.typing as npt
 from pycocotools import mask as coco
 
 from gwm_model.labels import split_components, spread_labels
-from gwm_model.objects import ObjectTracker
-from gwm_model.optical_flow import load_flow_estimator
 from pipeline.masks import MaskRow, decode_mask, encode_mask
 from pipeline.metrics import Mask
 from pipeline.records import Row
@@ -57,6 +55,10 @@ class VideoObjects:
     """The objects of one video, frame by frame: until the numbers are known, as run lengths."""
 
     def __init__(self) -> None:
+        # These import torch, and a written shard's objects are read without it.
+        from gwm_model.objects import ObjectTracker
+        from gwm_model.optical_flow import load_flow_estimator
+
         self._tracker = ObjectTracker(load_flow_estimator("dis"))
         self._frames: list[tuple[tuple[int, ...], dict[int, bytes]]] = []
         """Size and labelled masks of each frame."""

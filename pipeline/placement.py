@@ -14,6 +14,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError, RayTaskError
 
+from gwm_model.errors import first_line
 from pipeline.config import ClusterPlacement, StagePlacement
 from pipeline.errors import GwmError
 from pipeline.failure_policy import (
@@ -124,8 +125,7 @@ def _join(cluster: str) -> None:
     try:
         ray.init(address=cluster, log_to_driver=False, logging_level=logging.WARNING)
     except (RayError, ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise GwmError(f"Cannot join the Ray cluster at {cluster}: {reason}") from error
+        raise GwmError(f"Cannot join the Ray cluster at {cluster}: {first_line(error)}.") from error
 
 
 def _check_answers(cluster: str) -> None:

@@ -25,7 +25,7 @@ from pipeline.errors import GwmError, UnitError
 from pipeline.images import Image, decode_grey, read_grey
 from pipeline.inputs import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from pipeline.layouts import AnnotatedSequence
-from pipeline.masks import decode_mask
+from pipeline.masks import decode_mask, readable_mask
 from pipeline.metrics import Map, Mask, binary_mask
 
 MAX_PNG_BYTES = 64 * 2**20
@@ -206,7 +206,6 @@ def _read_rows(places: Iterable[Place], limits: DecodeLimits) -> Iterator[Mask]:
         where = f"{row['source']}, frame {row['frame_index']},"
         if row["mask_rle"] is None:
             raise GwmError(f"{where} has no mask: {row['error']}.")
-        try:
-            yield contained(limits, decode_mask, row["mask_rle"], row["height_px"], row["width_px"])
-        except (UnitError, ArithmeticError, TypeError, ValueError) as error:
-            raise GwmError(f"{where} has a mask that cannot be read: {error}.") from error
+        with readable_mask(where):
+            mask = contained(limits, decode_mask, row["mask_rle"], row["height_px"], row["width_px"])
+        yield mask

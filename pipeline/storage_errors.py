@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from gwm_model.errors import first_line
 from pipeline.errors import GwmError
 
 _BY_ERRNO = {
@@ -117,7 +118,7 @@ def _answer(error: BaseException) -> dict[str, Any]:
 
 def _template_by_type(error: BaseException) -> str | None:
     if isinstance(error, ImportError):
-        return f"{{url}} needs a package that is not installed: {str(error).splitlines()[0]}"
+        return f"{{url}} needs a package that is not installed: {first_line(error)}."
     if isinstance(error, PermissionError):
         return "Access denied to {url}."
     if isinstance(error, FileNotFoundError):

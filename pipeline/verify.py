@@ -13,6 +13,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gwm_model.errors import first_line
 from pipeline import manifest, storage
 from pipeline.dataset import Dataset
 from pipeline.errors import GwmError
@@ -118,7 +119,7 @@ def _examine(shard_url: str) -> ShardEntry | str:
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
             rows_read = sum(batch.num_rows for batch in file.iter_batches())
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        return f"cannot be read ({(str(error).splitlines() or [type(error).__name__])[0]})"
+        return f"cannot be read ({first_line(error)})"
     if rows_read != entry.num_rows:
         return f"has {rows_read} rows, though its footer says {entry.num_rows}"
     return entry

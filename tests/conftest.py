@@ -43,10 +43,15 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test that asks for a server or for Ray carries the mark of it."""
+    """A test that asks for a server or for Ray carries the mark of it; the files with such tests come first.
+
+    They are the slow ones: of two processes that share the files, none ends with one of them alone.
+    """
     for item in items:
         for fixture in set(SERVER_MARKS) & set(getattr(item, "fixturenames", ())):
             item.add_marker(SERVER_MARKS[fixture])
+    slow = {item.path for item in items if item.get_closest_marker("ray")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(autouse=True)
@@ -171,7 +176,7 @@ class RayCluster:
     """Where each node's agent exports metrics."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_cluster(s3_environment: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
     """A head without CPUs and a node with two, as on a real cluster; both inherit the S3 credentials."""
     folder = tmp_path_factory.mktemp("cluster")
@@ -186,6 +191,7 @@ def ray_cluster(s3_environment: str, tmp_path_factory: pytest.TempPathFactory) -
     common = [
         *(python / "ray", "start", "--block", "--disable-usage-stats", "--object-store-memory=100000000"),
         *("--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"),
+        "--include-log-monitor=false",  # it brings workers' output to drivers, and gwm's drivers want none
     ]
     head = [
         *("--head", f"--port={gcs}", f"--ray-client-server-port={client}", "--num-cpus=0"),

@@ -108,6 +108,25 @@ def test_a_blocked_import_is_noticed() -> None:
     assert "blocked: ray" in run_with_blocked({"ray"}, "import pipeline.placement")
 
 
+def test_commands_import_no_library_that_they_may_not_need() -> None:
+    """Each takes seconds, in every worker: RAFT needs torchvision, backbones timm, numbered objects scipy.
+
+    Stages without a network, and formats of masks and flow, need no torch.
+    """
+    pages = "import pipeline.prepare, pipeline.train, pipeline.segment, pipeline.evaluate"
+    assert run_with_blocked({"torchvision", "timm", "scipy", "mlflow"}, pages) == ""
+    around = (
+        "plan_clips",
+        "decode_clip",
+        "write_flow_shard",
+        "plan_chunks",
+        "load_chunk",
+        "write_mask_shard",
+    )
+    imports = "\n".join(f"import pipeline.stages.{stage}" for stage in around) + "\nimport pipeline.export"
+    assert run_with_blocked({"torch", "scipy", "mlflow"}, imports) == ""
+
+
 def test_configuration_is_read_without_torch() -> None:
     assert run_with_blocked({"torch", "torchvision", "timm", "cv2"}, "import pipeline.config") == ""
 

@@ -11,9 +11,8 @@ from pipeline import storage
 from pipeline.config import DecodeLimits, ExportConfig
 from pipeline.contained import contained
 from pipeline.dataset import Dataset
-from pipeline.errors import GwmError, UnitError
 from pipeline.formats.shards import Inputs, by_source, frame_path, mask_dataset, masked, read_mask_rows
-from pipeline.masks import MaskRow
+from pipeline.masks import MaskRow, readable_mask
 from pipeline.progress import Progress
 
 CATEGORY = {"id": 1, "name": "object", "supercategory": "object"}
@@ -76,11 +75,9 @@ def _annotations(dataset: Dataset, limits: DecodeLimits) -> Iterator[dict[str, A
 
 def _annotation(row: MaskRow, limits: DecodeLimits) -> dict[str, Any]:
     size = [row.height_px, row.width_px]
-    try:
+    with readable_mask(row.source):
         area, bbox = contained(limits, _area_and_bbox, {"size": size, "counts": row.mask_rle})
         segmentation = {"size": size, "counts": (row.mask_rle or b"").decode("ascii")}
-    except (UnitError, UnicodeDecodeError, ArithmeticError, TypeError, ValueError) as error:
-        raise GwmError(f"{row.source} has a mask that cannot be read: {error}.") from error
     return {
         "category_id": CATEGORY["id"],
         "segmentation": segmentation,

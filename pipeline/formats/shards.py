@@ -17,7 +17,7 @@ from pipeline.errors import GwmError, UnitError
 from pipeline.frames import FrameList, read_frame_list
 from pipeline.images import read_jpeg
 from pipeline.inputs import VIDEO_SUFFIXES, Source, frame_urls, input_root
-from pipeline.masks import MaskRow, decode_mask
+from pipeline.masks import MaskRow, decode_mask, readable_mask
 from pipeline.metrics import Mask
 from pipeline.progress import Progress
 from pipeline.records import encode_image
@@ -78,10 +78,8 @@ def by_source(rows: Sequence[MaskRow]) -> Iterator[tuple[str, list[MaskRow]]]:
 
 def mask_of(row: MaskRow, limits: DecodeLimits) -> Mask:
     """The row's mask [H, W]; GwmError if its bytes are no mask of its size."""
-    try:
+    with readable_mask(row.source):
         return contained(limits, decode_mask, row.mask_rle, row.height_px, row.width_px)  # type: ignore[arg-type]
-    except (UnitError, ArithmeticError, TypeError, ValueError) as error:
-        raise GwmError(f"{row.source} has a mask that cannot be read: {error}.") from error
 
 
 class Inputs:

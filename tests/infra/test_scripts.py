@@ -87,7 +87,8 @@ def test_test_checks_and_then_runs_pytest_with_the_test_extra(checkout: Checkout
     (install,) = checkout.calls("-m pip install")
     assert install.endswith(f"--editable {checkout.folder}[test]")
     assert checkout.calls("format --check") == ["format --check ."]
-    assert checkout.calls("-m pytest") == ["-m pytest --numprocesses 2 --dist loadfile -k motion"]
+    (tests,) = checkout.calls("-m pytest")
+    assert tests == "-m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -k motion"
     checkout.run("demo")
     assert checkout.calls("-m pip install") == []
 

@@ -51,6 +51,7 @@ from pipeline.stages.segment_images import SegmentImages
 from pipeline.stages.write_flow_shard import write_flow_shard
 from pipeline.stages.write_mask_shard import write_mask_shard
 from pipeline.train import cache_name
+from tests import few_workers
 
 MakeVideo = Callable[..., Path]
 
@@ -155,10 +156,11 @@ class StagesOfPrepare:
     folder: Path
 
     def config(self, **values: Any) -> PrepareConfig:
-        """DIS flow in clips of 8 frames, unless said otherwise."""
+        """DIS flow in clips of 8 frames by few workers, unless said otherwise."""
         decode = {"clip_frames": 8} | values.pop("decode", {})
         flow = {"estimator": "dis"} | values.pop("estimate_flow", {})
         defaults = {"videos": str(self.folder / "videos"), "output": str(self.folder / "flow")}
+        values = {"placement": few_workers.PREPARE} | values
         return PrepareConfig(
             **{**defaults, **values},
             decode=DecodeConfig(**decode),
@@ -208,9 +210,10 @@ class StagesOfSegment:
     model: str
 
     def config(self, **values: Any) -> SegmentConfig:
-        """Chunks of 8 images and masks as the network has them, unless said otherwise."""
+        """Chunks of 8 images by few workers, masks as the network has them, unless said otherwise."""
         places = {"images": self.folder / "videos", "model": self.model, "output": self.folder / "masks"}
-        defaults = {"chunk_images": 8, "refine": RefineConfig(method="none")}
+        plain = RefineConfig(method="none")
+        defaults = {"chunk_images": 8, "placement": few_workers.SEGMENT, "refine": plain}
         return SegmentConfig(**{**defaults, **{key: str(url) for key, url in places.items()}, **values})
 
     def plan(self, config: SegmentConfig) -> list[Row]:

@@ -13,6 +13,7 @@ import pytest
 from pipeline import storage
 from pipeline.cli import main
 from pipeline.scenes import render_scene, write_video
+from tests import few_workers
 from tests.fault_proxy import Faults, fault_proxy
 
 COMMANDS_IN_ONE_PROCESS = """
@@ -39,7 +40,8 @@ BAD_DAY: dict[str, float] = {
 
 def commands(root: str, model: str) -> list[list[str]]:
     """prepare, train and segment below `root`; small enough for a test."""
-    flow = ["estimate_flow.estimator=dis", "decode.clip_frames=4"]
+    flow = ["estimate_flow.estimator=dis", "decode.clip_frames=4", *few_workers.WORDS["prepare"]]
+    chunks = ["chunk_images=4", *few_workers.WORDS["segment"]]
     sizes = ["segmenter.height_px=32", "segmenter.width_px=48", "segmenter.hidden_channels=8"]
     steps = ["num_steps=4", "batch_size=2", "log_every_steps=2", "checkpoint_every_steps=2"]
     network = [
@@ -52,7 +54,7 @@ def commands(root: str, model: str) -> list[list[str]]:
     return [
         ["prepare", f"videos={root}/videos", f"output={root}/flow", *flow],
         ["train", f"flow={root}/flow", f"output={root}/model", *network],
-        ["segment", f"images={root}/videos", f"model={model}", f"output={root}/masks", "chunk_images=4"],
+        ["segment", f"images={root}/videos", f"model={model}", f"output={root}/masks", *chunks],
     ]
 
 

@@ -1,9 +1,12 @@
 import json
 import urllib.error
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from pipeline import demo as page
 from pipeline import demo_networks
@@ -13,6 +16,7 @@ from pipeline.demo_networks import DemoNetworks, find_networks
 from pipeline.errors import GwmError
 from pipeline.load_config import load_config
 from pipeline.scenes import render_scene, write_video
+from tests import few_workers
 
 FROM_SCRATCH = DemoNetworks(
     estimator="dis",
@@ -130,7 +134,7 @@ def test_output_in_a_bucket_is_refused() -> None:
 
 @pytest.fixture
 def small_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_local: None) -> Path:
-    """Two scenes and a few steps."""
+    """Two small scenes, a few steps and few workers."""
     values = tmp_path / "conf"
     values.mkdir()
     for path in Path(conf_file("train.yaml")).parent.iterdir():
@@ -139,6 +143,11 @@ def small_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_local: None)
         "segmenter: {architecture: unet, hidden_channels: 8, height_px: 32, width_px: 48}\n"
         "num_steps: 12\nbatch_size: 4\nlog_every_steps: 4\n"
     )
+    for name, placement in (("prepare", few_workers.PREPARE), ("segment", few_workers.SEGMENT)):
+        with (values / f"{name}.yaml").open("a") as file:
+            yaml.safe_dump({"placement": asdict(placement)}, file)
+    small = partial(render_scene, num_frames=10, height_px=60, width_px=108)
+    monkeypatch.setattr(page, "render_scene", small)
     monkeypatch.setattr(page, "conf_file", lambda name: str(values / name))
     monkeypatch.setattr(page, "find_networks", lambda: FROM_SCRATCH)
     monkeypatch.setattr(page, "NUM_SCENES", 2)

@@ -2,9 +2,7 @@
 
 import json
 import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -16,9 +14,12 @@ import pytest
 from mlflow.entities import Run
 
 from pipeline import storage
+from pipeline.cli import main
 from pipeline.config import EvaluateConfig, PrepareConfig, SegmentConfig, TrainConfig
 from pipeline.load_config import load_config
+from pipeline.patient_s3 import PatientS3
 from pipeline.scenes import render_scene, write_davis_layout, write_video
+from tests import few_workers
 
 CONFIGS = {
     "prepare": PrepareConfig,
@@ -44,6 +45,7 @@ TRAIN = (
     "picture_every_steps=4",
 )
 SEGMENT = ("chunk_images=8", "batch_size=4")
+DEFAULT_WORKERS: Mapping[str, Sequence[str]] = {"prepare": (), "segment": ()}
 
 
 def run(command: str, *words: str) -> dict[str, Any]:
@@ -65,16 +67,23 @@ class Place:
         return {storage.relative(file, url): storage.read_bytes(file) for file in storage.list_files(url)}
 
 
-def run_all(root: str, model: str, *tracking: str) -> Place:
-    """Prepares, trains, segments with `model` and scores below `root`."""
+def run_all(root: str, model: str, placement: Mapping[str, Sequence[str]], *tracking: str) -> Place:
+    """Prepares, trains, segments with `model` and scores below `root`; `placement` has words for some commands."""
     at = {name: storage.join(root, name) for name in ("videos", "flow", "model", "masks", "scores", "davis")}
     summaries = {
-        "prepare": run("prepare", f"videos={at['videos']}", f"output={at['flow']}", *PREPARE, *tracking),
+        "prepare": run(
+            "prepare",
+            f"videos={at['videos']}",
+            f"output={at['flow']}",
+            *PREPARE,
+            *placement["prepare"],
+            *tracking,
+        ),
         "train": run("train", f"flow={at['flow']}", f"output={at['model']}", *TRAIN, *tracking),
     }
     images = storage.join(at["davis"], "JPEGImages/480p")
     words = (f"images={images}", f"model={model}", f"output={at['masks']}")
-    summaries["segment"] = run("segment", *words, *SEGMENT, *tracking)
+    summaries["segment"] = run("segment", *words, *SEGMENT, *placement["segment"], *tracking)
     words = ("dataset=davis2016", f"data={at['davis']}", f"masks={at['masks']}", f"output={at['scores']}")
     summaries["evaluate"] = run("evaluate", *words, "protocol=official", *tracking)
     return Place(root=root, summaries=summaries)
@@ -101,13 +110,13 @@ def in_bucket(material: Path, make_bucket: Callable[[], Any], ray_local: None, m
     root = storage.join(make_bucket().url, "project")
     fsspec.filesystem("s3").put(f"{material}/", f"{root}/", recursive=True)
     tracking = (f"tracking.uri={mlflow_server}", f"tracking.experiment={EXPERIMENT}")
-    return run_all(root, storage.join(root, "model"), *tracking)
+    return run_all(root, storage.join(root, "model"), DEFAULT_WORKERS, *tracking)
 
 
 @pytest.fixture(scope="module")
 def on_disk(material: Path, in_bucket: Place, ray_local: None) -> Place:
-    """The same on the local disk; the images are segmented by the model of the bucket."""
-    return run_all(str(material), storage.join(in_bucket.root, "model"))
+    """The same by fewer workers on the local disk; the images are segmented by the model of the bucket."""
+    return run_all(str(material), storage.join(in_bucket.root, "model"), few_workers.WORDS)
 
 
 def test_every_command_does_all_its_units(in_bucket: Place) -> None:
@@ -176,7 +185,7 @@ def test_scores_are_equal_and_fractions(in_bucket: Place, on_disk: Place) -> Non
 def test_a_second_run_finds_everything_done(in_bucket: Place) -> None:
     before = in_bucket.files("flow/shards")
     words = (f"videos={in_bucket.root}/videos", f"output={in_bucket.root}/flow")
-    summary = run("prepare", *words, *PREPARE)
+    summary = run("prepare", *words, *PREPARE, *few_workers.WORDS["prepare"])
     assert summary["units"] == {"done": 0, "skipped": 4, "quarantined": 0}
     assert in_bucket.files("flow/shards") == before
 
@@ -203,8 +212,7 @@ def test_each_command_is_one_finished_run_on_the_tracking_server(
     assert "loss" in runs["train"].data.metrics
 
 
-# Errors that a user can act on, through the real command line
-
+# Errors that a user can act on
 
 NO_CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": None,
@@ -215,11 +223,17 @@ NO_CREDENTIALS = {
 }
 
 
-def gwm(*words: str, environment: dict[str, str | None]) -> subprocess.CompletedProcess[str]:
-    """The command line in its own process, with some environment variables changed or (None) removed."""
-    changed = {name: value for name, value in {**os.environ, **environment}.items() if value is not None}
-    command = [sys.executable, "-m", "pipeline", *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=changed, timeout=300)
+@pytest.fixture
+def environment(request: pytest.FixtureRequest, s3: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Variables changed or (None) removed; no client of before or after knows of it."""
+    for name, value in request.param.items():
+        if value is None:
+            monkeypatch.delenv(name)
+        else:
+            monkeypatch.setenv(name, value)
+    PatientS3.clear_instance_cache()
+    yield
+    PatientS3.clear_instance_cache()
 
 
 @pytest.mark.parametrize(
@@ -231,25 +245,26 @@ def gwm(*words: str, environment: dict[str, str | None]) -> subprocess.Completed
         ("videos", None, {"AWS_SECRET_ACCESS_KEY": "wrong-secret"}, "AWS_SECRET_ACCESS_KEY"),
         ("output", None, {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, "AWS_ENDPOINT_URL"),
     ],
+    indirect=["environment"],
     ids=["no bucket to read", "no bucket to write", "no credentials", "wrong secret", "no server"],
 )
 def test_storage_errors_are_one_sentence(
     role: str,
     bucket: str | None,
-    environment: dict[str, str | None],
+    environment: None,
     words: str,
     s3: Any,
     material: Path,
     tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     url = f"s3://{bucket or s3.name}/project"
     places = {"videos": str(material / "videos"), "output": str(tmp_path / "flow"), role: url}
     given = [f"{name}={place}" for name, place in places.items()]
-    done = gwm("prepare", *given, *PREPARE, environment=environment)
-    assert done.returncode == 1, done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, done.stderr
-    assert words in lines[0]
-    for secret in ("wrong-secret", os.environ["AWS_SECRET_ACCESS_KEY"]):
-        assert secret not in done.stdout + done.stderr
+    code = main(["prepare", *given, *PREPARE])
+    said = capfd.readouterr()
+    assert code == 1, said.err
+    assert said.out == ""
+    (sentence,) = said.err.strip().splitlines()
+    assert words in sentence
+    assert not any(secret in sentence for secret in ("wrong-secret", "gwm-tests-secret"))

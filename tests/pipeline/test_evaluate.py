@@ -13,6 +13,7 @@ from pipeline.errors import GwmError
 from pipeline.evaluate import evaluate
 from pipeline.load_config import load_config
 from pipeline.scenes import render_scene, write_davis_layout
+from tests import few_workers
 
 
 @pytest.mark.parametrize("method", ["matnet", "cut"])
@@ -49,6 +50,7 @@ def test_a_model_gets_a_table_of_all_protocols(ray_local, tmp_path, tiny_model, 
         dataset="davis2016",
         data=str(tmp_path / "data"),
         model=tiny_model,
+        placement=few_workers.EVALUATE,
         output=str(tmp_path / "scores"),
         protocol="paper",
     )
@@ -69,7 +71,11 @@ def test_a_frame_that_cannot_be_scored_is_one_sentence(ray_local, tmp_path, tiny
     write_davis_layout(tmp_path / "data", {"s1": render_scene(1, num_frames=8)})
     (tmp_path / "data/JPEGImages/480p/s1/00003.jpg").write_bytes(b"broken")
     config = EvaluateConfig(
-        dataset="davis2016", data=str(tmp_path / "data"), model=tiny_model, output=str(tmp_path / "scores")
+        dataset="davis2016",
+        data=str(tmp_path / "data"),
+        model=tiny_model,
+        placement=few_workers.EVALUATE,
+        output=str(tmp_path / "scores"),
     )
     with pytest.raises(GwmError, match=r"s1 cannot be scored: .*00003.jpg is not an image"):
         evaluate(config)
@@ -98,6 +104,7 @@ def test_without_the_extra_of_the_crf_nothing_is_written(tmp_path, tiny_model, m
         dataset="davis2016",
         data=str(tmp_path / "data"),
         model=tiny_model,
+        placement=few_workers.EVALUATE,
         output=str(tmp_path / "scores"),
         refine=RefineConfig(method="crf"),
     )
@@ -116,7 +123,11 @@ def test_single_images_get_the_statistics_of_their_benchmarks(ray_local, tmp_pat
         cv2.imwrite(str(tmp_path / f"images/i{number}.png"), picture)
         cv2.imwrite(str(tmp_path / f"masks/i{number}.png"), 255 * (picture[..., 0] > 128).astype(np.uint8))
     config = EvaluateConfig(
-        dataset="images", data=str(tmp_path), model=tiny_model, output=str(tmp_path / "scores")
+        dataset="images",
+        data=str(tmp_path),
+        model=tiny_model,
+        placement=few_workers.EVALUATE,
+        output=str(tmp_path / "scores"),
     )
     summary = evaluate(config)
     table = pq.read_table(tmp_path / "scores" / "scores.parquet")

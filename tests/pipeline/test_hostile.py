@@ -25,6 +25,7 @@ from pipeline.inference import read_model_card
 from pipeline.masks import mask_rows
 from pipeline.stages.decode_clip import decode_clip
 from pipeline.stages.load_chunk import load_chunk
+from tests import few_workers
 
 SEED = 20240607
 VIDEO_FORMATS = {
@@ -451,7 +452,7 @@ def test_gwm_prepare_ends_all_videos_in_a_shard_or_in_quarantine(ray_local, ever
     before = files_outside(tmp_path, "flow")
     output = str(tmp_path / "flow")
     words = (f"videos={tmp_path}/videos/films", f"output={output}")
-    words += ("estimate_flow.estimator=dis", "decode.clip_frames=16", "placement.estimate_flow.num_cpus=0.5")
+    words += ("estimate_flow.estimator=dis", "decode.clip_frames=16", *few_workers.WORDS["prepare"])
     run(capfd, "prepare", *words)
     done, failed = in_shards(output, "flow", "video"), Dataset(url=output).quarantined()
     for record in failed:
@@ -479,7 +480,7 @@ def test_gwm_segment_ends_all_inputs_in_a_row_or_in_quarantine(
     before = files_outside(tmp_path, "masks")
     output = str(tmp_path / "masks")
     words = (f"images={tmp_path}/videos", f"model={tiny_model}", f"output={output}", "write_png=true")
-    run(capfd, "segment", *words, "anchor_frames=4", "placement.segment_images.num_cpus=0.5")
+    run(capfd, "segment", *words, "anchor_frames=4", *few_workers.WORDS["segment"])
     rows = [row for url in Dataset(url=output).shards() for row in mask_rows(pq.read_table(url))]
     failed = Dataset(url=output).quarantined()
     for reason in [row.error for row in rows if row.error] + [record["reason"] for record in failed]:

@@ -109,9 +109,12 @@ def test_a_cluster_that_is_not_there_is_named() -> None:
 
 
 @pytest.mark.ray
-def test_a_local_ray_starts_quietly_and_leaves_no_token(tmp_path: Path) -> None:
+def test_a_local_ray_is_quiet_and_kept_to_this_machine(tmp_path: Path) -> None:
+    """It leaves no token behind either. infra/README.md names the addresses on which Ray's processes listen."""
     code = (
-        "import signal, sys, ray\n"
+        "from pipeline.local_ray import keep_ray_to_this_machine\n"
+        "keep_ray_to_this_machine(None)\n"
+        "import signal, psutil, ray\n"  # Ray brings psutil along
         "from pipeline.placement import start_ray, tasks, actor_pool\n"
         "from pipeline.config import ClusterPlacement, StagePlacement\n"
         "class Same:\n"
@@ -121,14 +124,22 @@ def test_a_local_ray_starts_quietly_and_leaves_no_token(tmp_path: Path) -> None:
         "assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler\n"
         "rows = ray.data.range(4).map(Same, **actor_pool(StagePlacement(num_cpus=0.5)))\n"
         "print(sum(1 for _ in rows.iter_rows()))\n"
+        "this = psutil.Process()\n"
+        "for process in (this, *this.children(recursive=True)):\n"
+        "    for connection in process.net_connections(kind='inet'):\n"
+        "        if connection.status == psutil.CONN_LISTEN:\n"
+        "            print(connection.laddr.ip)\n"
     )
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     environment |= {"HOME": str(tmp_path), "RAY_DEFAULT_OBJECT_STORE_MEMORY_PROPORTION": "0.05"}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
     )
-    assert (done.returncode, done.stdout) == (0, "4\n"), done.stderr
-    assert done.stderr == ""
+    assert (done.returncode, done.stderr) == (0, "")
+    num_rows, *addresses = done.stdout.split()
+    assert num_rows == "4"
+    assert len(addresses) > 5
+    assert set(addresses) <= {"127.0.0.1", "::ffff:127.0.0.1"}
     assert not (tmp_path / ".ray").exists()
 
 

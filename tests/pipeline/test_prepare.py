@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.config import StagePlacement
 from pipeline.dataset import Dataset
 from pipeline.errors import GwmError
 from pipeline.prepare import flow_shards, prepare
@@ -12,9 +11,7 @@ from pipeline.prepare import flow_shards, prepare
 
 @pytest.fixture
 def config(stages):
-    placement = stages.config().placement
-    small = StagePlacement(num_cpus=0.25)
-    return stages.config(placement=replace(placement, estimate_flow=small, decode_clip=small))
+    return stages.config()
 
 
 def test_videos_of_all_kinds_become_shards_and_bad_ones_go_to_quarantine(

@@ -1,8 +1,6 @@
 """Secrets are planted wherever a user can put them; then every byte that was written or said is searched."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from pipeline.patient_s3 import PatientS3
 from pipeline.report import Report, render
 from pipeline.scenes import render_scene, write_davis_layout
 from pipeline.storage_errors import without_secrets
+from tests import few_workers
 
 CANARIES = [f"canary-{number}-6f1d" for number in range(9)]
 USER, PASSWORD, TOKEN, KEY, SECRET_KEY, SESSION_TOKEN, MLFLOW_PASSWORD, MLFLOW_TOKEN, HF_TOKEN = CANARIES
@@ -73,7 +72,7 @@ def test_commands_write_and_say_no_secret(
     (tmp_path / "videos" / "broken.mp4").write_bytes(b"not a video")
     videos, flow, masks = (str(tmp_path / name) for name in ("videos", "flow", "masks"))
     words = [f"output={flow}", "estimate_flow.estimator=dis", f"estimate_flow.weights={WEIGHTS}"]
-    assert main(["prepare", f"videos={videos}", *words]) == 2
+    assert main(["prepare", f"videos={videos}", *words, *few_workers.WORDS["prepare"]]) == 2
     assert Dataset.read(flow, kind="flow").description()["config"][
         "estimate_flow.weights"
     ] == without_secrets(WEIGHTS)
@@ -83,6 +82,7 @@ def test_commands_write_and_say_no_secret(
     words += ["num_steps=1", "batch_size=2", "picture_every_steps=1"]
     assert main(["train", f"flow={flow}", f"output={tmp_path}/model", *words]) == 0
     words = [f"model={tiny_model}", f"output={masks}", f"tracking.uri={TRACKING}"]
+    words += few_workers.WORDS["segment"]
     assert main(["segment", f"images={videos}/good.mp4", *words]) == 0
     write_davis_layout(tmp_path / "davis", {"scene": render_scene(1, num_frames=6)})
     words = [
@@ -92,6 +92,7 @@ def test_commands_write_and_say_no_secret(
         f"output={tmp_path}/scores",
     ]
     words += [f"merge.backbone.weights={WEIGHTS}", f"tracking.uri={TRACKING}"]
+    words += few_workers.WORDS["evaluate"]
     assert main(["evaluate", *words]) == 0
     assert leaks() == set()
     session = Path(ray._private.worker._global_node.get_session_dir_path())
@@ -187,34 +188,3 @@ def test_quarantine_and_report_show_urls_without_secrets(tmp_path: Path) -> None
 )
 def test_what_counts_as_a_secret(text: str, shown: str) -> None:
     assert without_secrets(text) == shown
-
-
-LISTENING = """
-from pipeline.local_ray import keep_ray_to_this_machine
-
-keep_ray_to_this_machine(None)
-
-from pipeline.config import ClusterPlacement
-from pipeline.placement import start_ray
-
-start_ray(ClusterPlacement())
-
-import psutil  # Ray brings it along
-import ray
-
-ray.get(ray.remote(lambda: None).remote())
-this = psutil.Process()
-for process in (this, *this.children(recursive=True)):
-    for connection in process.net_connections(kind="inet"):
-        if connection.status == psutil.CONN_LISTEN:
-            print(connection.laddr.ip)
-"""
-
-
-def test_a_local_ray_is_kept_to_this_machine() -> None:
-    """What infra/README.md says about the addresses on which Ray's processes listen."""
-    done = subprocess.run([sys.executable, "-c", LISTENING], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    addresses = done.stdout.split()
-    assert len(addresses) > 5
-    assert set(addresses) <= {"127.0.0.1", "::ffff:127.0.0.1"}

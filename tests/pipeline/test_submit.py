@@ -16,9 +16,11 @@ from pipeline.config import PrepareConfig
 from pipeline.job_metrics import COUNTERS
 from pipeline.load_config import load_config
 from pipeline.scenes import render_scene, write_video
+from pipeline.status import output_status
 from pipeline.submit import job_name
+from tests import few_workers
 
-WORDS = ("estimate_flow.estimator=dis", "placement.estimate_flow.num_actors=1")
+WORDS = ("estimate_flow.estimator=dis", *few_workers.WORDS["prepare"])
 
 
 class Cluster:
@@ -39,8 +41,8 @@ class Cluster:
             timeout=300,
         )
 
-    def status(self, *words: str) -> list[dict[str, Any]]:
-        done = self.gwm("status", *words)
+    def jobs(self) -> list[dict[str, Any]]:
+        done = self.gwm("status", "--address", self.running.address)
         assert done.returncode == 0, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -73,18 +75,17 @@ def test_one_command_is_one_job_until_it_ends_and_its_exit_code_arrives(
     assert "gwm: submitted already." in again.stderr
     assert again.returncode == 2, again.stdout
     assert '"units": {"done": 1, "skipped": 0, "quarantined": 1}' in again.stdout
-    (job,) = cluster.status("--address", cluster.running.address)
-    assert job["id"] == first.stdout.strip()
-    assert (job["command"], job["status"], job["exit_code"]) == ("prepare", "failed", 2)
-    assert job["output"] == f"{cluster.root}/flow"
 
     storage.write_bytes(f"{cluster.root}/videos/1.mp4", (videos / "1.mp4").read_bytes())
     retried = cluster.gwm(*cluster.submit, "retry_quarantined=true", "--follow")
     assert retried.returncode == 0, retried.stdout
     assert '"units": {"done": 1, "skipped": 1, "quarantined": 0}' in retried.stdout
-    ids = [job["id"] for job in cluster.status("--address", cluster.running.address)]
-    assert ids == [f"{ids[0].removesuffix('-1')}-{number}" for number in (1, 2)]
-    (flow,) = cluster.status(f"{cluster.root}/flow")
+    jobs = cluster.jobs()
+    assert first.stdout.endswith("-1\n")
+    assert [job["id"] for job in jobs] == [first.stdout.replace("-1\n", f"-{number}") for number in (1, 2)]
+    assert [(job["status"], job["exit_code"]) for job in jobs] == [("failed", 2), ("succeeded", 0)]
+    assert {(job["command"], job["output"]) for job in jobs} == {("prepare", f"{cluster.root}/flow")}
+    flow = output_status(f"{cluster.root}/flow")
     assert (flow["state"], flow["done"], flow["total"], flow["quarantined"]) == ("finished", 2, 2, 0)
 
 
