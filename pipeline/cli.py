@@ -166,6 +166,17 @@ def verify(
 
 
 @app.command()
+def schema(
+    command: Annotated[
+        str, typer.Argument(metavar="COMMAND", help="prepare, train, segment, evaluate or export.")
+    ],
+    debug: Debug = False,
+) -> int:
+    """The JSON Schema of a command's values, for editors."""
+    return _guarded(partial(_schema, command), debug)
+
+
+@app.command()
 def submit(
     command: Annotated[str, typer.Argument(metavar="COMMAND", help="prepare, train, segment or evaluate.")],
     words: Words = None,
@@ -341,6 +352,13 @@ def _verify(dataset: str, repair: bool) -> int:
     from pipeline.verify import verify as check
 
     return FAILED if check(dataset, repair=repair) else DONE
+
+
+def _schema(command: str) -> int:
+    from pipeline.config_schema import schema_json
+
+    sys.stdout.write(schema_json(command))
+    return DONE
 
 
 def _submit(
