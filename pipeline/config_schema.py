@@ -63,6 +63,11 @@ def leaves(schema: Schema, prefix: str = "") -> dict[str, Schema]:
     return found
 
 
+def is_text(leaf: Schema) -> bool:
+    """Whether a leaf takes any text: a path, a name, an address."""
+    return "string" in leaf.get("type", ()) and "pattern" not in leaf
+
+
 def choices(leaf: Schema) -> list[str]:
     """The values that a leaf may have, where they can be counted; as a command line writes them."""
     if "boolean" in leaf.get("type", ()):
