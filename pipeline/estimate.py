@@ -6,7 +6,7 @@ Where neither is known there is no estimate: nothing here is guessed.
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline import storage
@@ -86,15 +86,11 @@ def of_segment(config: SegmentConfig, work: Work, left: float) -> dict[str, Any]
 def of_train(config: TrainConfig, steps_left: int) -> dict[str, Any]:
     """The estimate for the steps that are left."""
     pace = earlier_run(config.output, None).pace
-    segmenter, place = config.segmenter, config.placement.train_worker
-    size = {"height_px": segmenter.height_px, "width_px": segmenter.width_px}
-    backbone = {"name": segmenter.backbone.name, "frozen": segmenter.backbone.frozen}
-    known = {"architecture": segmenter.architecture, "backbone": backbone, **size}
-    if pace is None and _is_default(known) and segmenter.backbone.frozen:
+    if pace is None and _is_default(asdict(config.segmenter)) and config.segmenter.backbone.frozen:
         core_s, setup = CORE_S_OF_A_STEP
-        here = StagePlacement(num_cpus=place.num_cpus, num_gpus=place.num_gpus, num_actors=config.num_workers)
+        workers = replace(config.placement.train_worker, num_actors=config.num_workers)
         core_s *= config.batch_size / STEP_IMAGES
-        pace = _on_cores(core_s, f"{setup}, times the batch", here, config.placement.address)
+        pace = _on_cores(core_s, f"{setup}, times the batch", workers, config.placement.address)
     return _estimate(pace, steps_left, Earlier())
 
 
@@ -112,7 +108,7 @@ def earlier_run(output: str, work: Work | None) -> Earlier:
         pace = Pace(per_s=per_s, known_from="the rate of the run before, in summary.json of the output")
         return Earlier(pace=pace, bytes_per_frame=summary.get("bytes", 0) / rows if rows else None)
     per_s = progress.get("per_s")
-    if work is not None and work.units and progress.get("units_done"):
+    if work is not None and work.units and progress.get("units_done") and progress["seconds"]:
         per_s = progress["units_done"] / progress["seconds"] * work.frames / work.units
     if per_s:
         return Earlier(

@@ -79,6 +79,16 @@ def test_shells_that_keep_a_word_whole(
     assert asked(["gwm"], asking, tmp_path) == offered
 
 
+def test_it_is_installed_for_every_shell_to_come(environment: dict[str, str], tmp_path: Path) -> None:
+    at_home = environment | {"HOME": str(tmp_path)}
+    done = subprocess.run(
+        ["gwm", "--install-completion", "bash"], env=at_home, capture_output=True, text=True, check=True
+    )
+    assert "bash completion installed" in done.stdout
+    new_shell = ["bash", "-c", "source ~/.bashrc; complete -p gwm"]
+    assert asked(new_shell, at_home, tmp_path)[-1] == "gwm"
+
+
 def test_completion_loads_no_heavy_library() -> None:
     code = (
         "import sys; from pipeline.completion import complete_word\n"
