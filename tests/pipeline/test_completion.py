@@ -10,29 +10,35 @@ import pytest
 PROJECT = Path(__file__).parents[2]
 
 ASK_BASH = """
-eval "$(gwm --show-completion bash)"
+source gwm.sh
 COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))
 _gwm_completion gwm
 printf '%s\\n' "${COMPREPLY[@]}"
 """
 
 
-@pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
-    """One in which `gwm` is a program, and the folder has two files."""
-    program = tmp_path / "bin" / "gwm"
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """One in which `gwm` is a program, and home has a folder, a video, and the script that completes."""
+    folder = tmp_path_factory.mktemp("completion")
+    program = folder / "bin" / "gwm"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m pipeline "$@"\n')
     program.chmod(0o755)
-    (tmp_path / "here" / "videos").mkdir(parents=True)
-    (tmp_path / "here" / "clip.mp4").touch()
+    home = folder / "home"
+    (home / "videos").mkdir(parents=True)
+    (home / "clip.mp4").touch()
     python_path = os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])
-    return os.environ | {"PATH": f"{program.parent}:{os.environ['PATH']}", "PYTHONPATH": python_path}
+    path = f"{program.parent}:{os.environ['PATH']}"
+    there = os.environ | {"PATH": path, "PYTHONPATH": python_path, "HOME": str(home)}
+    shown = subprocess.run(["gwm", "--show-completion", "bash"], env=there, capture_output=True, check=True)
+    (home / "gwm.sh").write_bytes(shown.stdout)
+    return there
 
 
-def asked(words: list[str], environment: dict[str, str], tmp_path: Path) -> list[str]:
+def asked(words: list[str], environment: dict[str, str]) -> list[str]:
     done = subprocess.run(
-        words, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path / "here"
+        words, capture_output=True, text=True, check=False, env=environment, cwd=environment["HOME"]
     )
     assert done.stderr == ""
     return done.stdout.split()
@@ -53,13 +59,13 @@ def asked(words: list[str], environment: dict[str, str], tmp_path: Path) -> list
         ("prepare estimate_flow.estimator = ra", ["raft_large", "raft_small"]),
         ("submit segment adapt = t", ["true"]),
         ("prepare estimate_flow.g", ["estimate_flow.gaps=", "estimate_flow.gaps=[1,-1]"]),
-        ("prepare vid", ["videos=", "videos=clip.mp4", "videos=videos/"]),
+        ("prepare vid", ["videos=", "videos=clip.mp4", "videos=gwm.sh", "videos=videos/"]),
         ("prepare videos = cl", []),  # files are then bash's own
     ],
 )
-def test_bash(words: str, offered: list[str], environment: dict[str, str], tmp_path: Path) -> None:
+def test_bash(words: str, offered: list[str], environment: dict[str, str]) -> None:
     asking = ["bash", "--norc", "-c", ASK_BASH, "bash", "gwm", *words.split()]
-    assert asked(asking, environment, tmp_path) == offered
+    assert asked(asking, environment) == offered
 
 
 @pytest.mark.parametrize(
@@ -71,22 +77,19 @@ def test_bash(words: str, offered: list[str], environment: dict[str, str], tmp_p
         ("gwm prepare nothing=c", []),
     ],
 )
-def test_shells_that_keep_a_word_whole(
-    words: str, offered: list[str], environment: dict[str, str], tmp_path: Path
-) -> None:
+def test_shells_that_keep_a_word_whole(words: str, offered: list[str], environment: dict[str, str]) -> None:
     said = {"_TYPER_COMPLETE_ARGS": words, "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
     asking = environment | said | {"_GWM_COMPLETE": "complete_fish"}
-    assert asked(["gwm"], asking, tmp_path) == offered
+    assert asked(["gwm"], asking) == offered
 
 
-def test_it_is_installed_for_every_shell_to_come(environment: dict[str, str], tmp_path: Path) -> None:
-    at_home = environment | {"HOME": str(tmp_path)}
+def test_it_is_installed_for_every_shell_to_come(environment: dict[str, str]) -> None:
     done = subprocess.run(
-        ["gwm", "--install-completion", "bash"], env=at_home, capture_output=True, text=True, check=True
+        ["gwm", "--install-completion", "bash"], env=environment, capture_output=True, text=True, check=True
     )
     assert "bash completion installed" in done.stdout
     new_shell = ["bash", "-c", "source ~/.bashrc; complete -p gwm"]
-    assert asked(new_shell, at_home, tmp_path)[-1] == "gwm"
+    assert asked(new_shell, environment)[-1] == "gwm"
 
 
 def test_completion_loads_no_heavy_library() -> None:
