@@ -36,7 +36,7 @@ ConfigFile = Annotated[
     str | None, typer.Option("--config", metavar="FILE", help="YAML file; without it, all values are words.")
 ]
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the resolved configuration only.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, without doing it.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and how long it takes.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Address = Annotated[
     str | None,
