@@ -9,9 +9,16 @@ import textwrap
 import types
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
-from pipeline.config import MISSING, EvaluateConfig, ExportConfig, PrepareConfig, SegmentConfig, TrainConfig
+from pipeline.config import (
+    EXTENDS,
+    MISSING,
+    EvaluateConfig,
+    ExportConfig,
+    PrepareConfig,
+    SegmentConfig,
+    TrainConfig,
+)
 from pipeline.errors import GwmError
-from pipeline.load_config import EXTENDS
 
 CONFIGS: dict[str, type[Any]] = {
     "prepare": PrepareConfig,
