@@ -1,4 +1,4 @@
-"""The command line: `gwm prepare|train|segment|evaluate|export|demo|verify|submit|status`.
+"""The command line: `gwm prepare|train|segment|evaluate|export|demo|verify|schema|submit|status`.
 
 Heavy libraries are imported by the command that needs them, so that help and a misspelt word answer at once.
 Exit codes: 0 all done; 1 an error, one sentence on stderr; 2 done, but something is in quarantine;
@@ -16,23 +16,28 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from gwm_model.errors import first_line
+from pipeline import help_pages
+from pipeline.completion import complete_command, complete_word, see_equals_sign
 from pipeline.config import EvaluateConfig, ExportConfig, PrepareConfig, SegmentConfig, TrainConfig
 from pipeline.errors import GwmError
 from pipeline.local_ray import keep_ray_to_this_machine
-from pipeline.progress import say
+from pipeline.progress import print_result, say
 
 T = TypeVar("T")
 
 DONE, FAILED, PARTIAL, INTERRUPTED = 0, 1, 2, 130
 
 Words = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]", help="Values that replace those of the file.")
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE", help="Values that replace those of the file.", autocompletion=complete_word
+    ),
 ]
 ConfigFile = Annotated[
     str | None, typer.Option("--config", metavar="FILE", help="YAML file; without it, all values are words.")
 ]
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the resolved configuration only.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, without doing it.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and how long it takes.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Address = Annotated[
     str | None,
@@ -47,7 +52,7 @@ Address = Annotated[
 app = typer.Typer(
     name="gwm",
     help="Object segmentation learned from unlabelled video.",
-    add_completion=False,
+    epilog=help_pages.GWM,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -62,13 +67,13 @@ def options(
     if show_version:
         from pipeline.summary import version
 
-        sys.stdout.write(f"gwm {version()}\n")
+        print_result(f"gwm {version()}\n")
     elif context.invoked_subcommand is None:
-        sys.stdout.write(context.get_help() + "\n")
+        print_result(context.get_help() + "\n")
     return DONE
 
 
-@app.command()
+@app.command(epilog=help_pages.PREPARE)
 def prepare(
     words: Words = None,
     config: ConfigFile = None,
@@ -83,7 +88,7 @@ def prepare(
     return _page_command(_prepare, PrepareConfig, words, config, print_config, dry_run, debug)
 
 
-@app.command()
+@app.command(epilog=help_pages.TRAIN)
 def train(
     words: Words = None,
     config: ConfigFile = None,
@@ -98,7 +103,7 @@ def train(
     return _page_command(_train, TrainConfig, words, config, print_config, dry_run, debug)
 
 
-@app.command()
+@app.command(epilog=help_pages.SEGMENT)
 def segment(
     words: Words = None,
     config: ConfigFile = None,
@@ -113,7 +118,7 @@ def segment(
     return _page_command(_segment, SegmentConfig, words, config, print_config, dry_run, debug)
 
 
-@app.command()
+@app.command(epilog=help_pages.EVALUATE)
 def evaluate(
     words: Words = None,
     config: ConfigFile = None,
@@ -128,7 +133,7 @@ def evaluate(
     return _page_command(_evaluate, EvaluateConfig, words, config, print_config, dry_run, debug)
 
 
-@app.command()
+@app.command(epilog=help_pages.EXPORT)
 def export(words: Words = None, debug: Debug = False) -> int:
     """Masks, flow or a segmenter -> a format of other tools.
 
@@ -137,7 +142,7 @@ def export(words: Words = None, debug: Debug = False) -> int:
     return _guarded(partial(_export, words or []), debug)
 
 
-@app.command()
+@app.command(epilog=help_pages.DEMO)
 def demo(
     output: Annotated[
         str, typer.Option("--output", metavar="DIR", help="Where everything goes.")
@@ -151,7 +156,7 @@ def demo(
     return _guarded(partial(_demo, output, videos), debug)
 
 
-@app.command()
+@app.command(epilog=help_pages.VERIFY)
 def verify(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A dataset of flow or mask shards.")],
     repair: Annotated[
@@ -166,9 +171,32 @@ def verify(
     return _guarded(partial(_verify, dataset, repair), debug)
 
 
-@app.command()
+@app.command(epilog=help_pages.SCHEMA)
+def schema(
+    command: Annotated[
+        str,
+        typer.Argument(
+            metavar="COMMAND",
+            help="prepare, train, segment, evaluate or export.",
+            autocompletion=complete_command,
+        ),
+    ],
+    debug: Debug = False,
+) -> int:
+    """The JSON Schema of a command's values, for editors."""
+    return _guarded(partial(_schema, command), debug)
+
+
+@app.command(epilog=help_pages.SUBMIT)
 def submit(
-    command: Annotated[str, typer.Argument(metavar="COMMAND", help="prepare, train, segment or evaluate.")],
+    command: Annotated[
+        str,
+        typer.Argument(
+            metavar="COMMAND",
+            help="prepare, train, segment or evaluate.",
+            autocompletion=complete_command,
+        ),
+    ],
     words: Words = None,
     config: ConfigFile = None,
     address: Address = None,
@@ -188,7 +216,7 @@ def submit(
     return _guarded(partial(_submit, command, config, words or [], address, env or [], follow), debug)
 
 
-@app.command()
+@app.command(epilog=help_pages.STATUS)
 def status(
     outputs: Annotated[
         list[str] | None, typer.Argument(metavar="[OUTPUT]", help="Datasets and models that commands write.")
@@ -202,6 +230,7 @@ def status(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
+    see_equals_sign()
     before = signal.signal(signal.SIGTERM, _on_terminate)
     try:
         return int(
@@ -242,7 +271,7 @@ def _run_page(
     from pipeline.load_config import config_yaml, load_config
 
     if print_config:
-        sys.stdout.write(config_yaml(cls, path, words))
+        print_result(config_yaml(cls, path, words))
         return DONE
     config = load_config(cls, path, words)
     if dry_run:
@@ -338,6 +367,13 @@ def _verify(dataset: str, repair: bool) -> int:
     from pipeline.verify import verify as check
 
     return FAILED if check(dataset, repair=repair) else DONE
+
+
+def _schema(command: str) -> int:
+    from pipeline.config_schema import schema_json
+
+    print_result(schema_json(command))
+    return DONE
 
 
 def _submit(

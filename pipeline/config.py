@@ -16,6 +16,8 @@ from gwm_model.config import (
 
 MISSING = "???"
 """OmegaConf's mark of a value that the user must give."""
+EXTENDS = "extends"
+"""Key of a file that names the file it differs from."""
 
 LARGEST_SCALE = 4.0
 

@@ -7,7 +7,6 @@ Ray takes each name once, so that of two submissions at once only one starts a j
 import asyncio
 import logging
 import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from gwm_model.errors import first_line
 from pipeline.errors import GwmError
-from pipeline.progress import say
+from pipeline.progress import print_result, say
 from pipeline.storage_errors import without_secrets
 
 PREFIX = "gwm-"
@@ -108,8 +107,7 @@ async def _show_log(client: JobSubmissionClient, job_id: str) -> None:
         position, is_whole = 0, True
         try:
             async for text in client.tail_job_logs(job_id):
-                sys.stdout.write(text[max(0, shown - position) :])
-                sys.stdout.flush()
+                print_result(text[max(0, shown - position) :])
                 position += len(text)
                 shown = max(shown, position)
         except (RuntimeError, aiohttp.ClientError):

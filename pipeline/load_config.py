@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml.error import MarkedYAMLError
 
 from gwm_model.errors import first_line
+from pipeline.config import EXTENDS
 from pipeline.errors import GwmError
 from pipeline.storage_errors import without_secrets
 
@@ -39,9 +40,6 @@ NOT_PART_OF_A_RESULT = (
 )
 """Values that say where and how a job runs, or which model it uses: a model counts by its content, not by its place."""
 
-
-EXTENDS = "extends"
-"""Key of a file that names the file it differs from."""
 MAX_YAML_BYTES = 2**20
 MAX_YAML_DEPTH = 16
 """A configuration has three levels, and a list."""

@@ -37,7 +37,8 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     tracker = Tracker.start(config.tracking, run_config=config, **job)
     began, totals = time.monotonic(), UnitTotals()
     try:
-        with JobProgress("prepare", config.output, unit="clips", totals=totals) as progress:
+        videos = partial(find_videos, config.videos)
+        with JobProgress("prepare", config.output, unit="clips", totals=totals, inputs=videos) as progress:
             for row in flow_shards(config, dataset).iter_rows():
                 totals.add(row)
                 if row["reason"]:

@@ -43,7 +43,8 @@ def segment(config: SegmentConfig) -> dict[str, Any]:
     tracker = Tracker.start(config.tracking, run_config=pinned, **job)
     began, totals, num_errors = time.monotonic(), UnitTotals(), 0
     try:
-        with JobProgress("segment", config.output, unit="chunks", totals=totals) as progress:
+        inputs = partial(inputs_of, config.images, config.chunk_images)
+        with JobProgress("segment", config.output, unit="chunks", totals=totals, inputs=inputs) as progress:
             for row in mask_shards(pinned, card, dataset).iter_rows():
                 totals.add(row)
                 num_errors += row["num_errors"]

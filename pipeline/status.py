@@ -15,7 +15,8 @@ from pipeline import storage
 from pipeline.dataset import Dataset
 from pipeline.errors import GwmError, printable
 from pipeline.inputs import find_videos
-from pipeline.job_progress import PROGRESS_FILE, SECONDS_BETWEEN_FILES
+from pipeline.job_progress import PROGRESS_FILE, SECONDS_BETWEEN_FILES, units_in_all
+from pipeline.progress import print_result
 from pipeline.stages.plan_chunks import inputs_of
 from pipeline.storage_errors import without_secrets
 
@@ -100,8 +101,7 @@ def _units_in_all(url: str, progress: Mapping[str, Any]) -> int | None:
             inputs = sum(1 for _ in inputs_of(config["images"], int(config["chunk_images"])))
     except GwmError:
         return None
-    units = round(int(progress["input_units"]) * inputs / int(progress["inputs"]))
-    return max(int(progress["done"]), units)
+    return max(int(progress["done"]), units_in_all(progress["input_units"], progress["inputs"], inputs))
 
 
 def _state(progress: Mapping[str, Any]) -> str:
@@ -113,12 +113,11 @@ def _state(progress: Mapping[str, Any]) -> str:
 
 def _show(title: str, lines: Sequence[Line]) -> None:
     """A table on a terminal, otherwise one line of JSON for each."""
-    console = Console()
-    if not console.is_terminal:
+    if not sys.stdout.isatty():
         for line in lines:
-            sys.stdout.write(json.dumps(line) + "\n")
+            print_result(json.dumps(line) + "\n")
         return
     table = Table(*(lines[0] if lines else ["none"]), title=title, title_justify="left")
     for line in lines:
         table.add_row(*("" if value is None else escape(printable(str(value))) for value in line.values()))
-    console.print(table)
+    Console().print(table)

@@ -1,7 +1,6 @@
 """gwm submit: a command as a Ray job, with the code that is here and the values that it would have here."""
 
 import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from pipeline.config import EvaluateConfig, PrepareConfig, SegmentConfig, TrainC
 from pipeline.errors import GwmError
 from pipeline.jobs import PREFIX, attempts, explained, follow, job_client
 from pipeline.load_config import digest, fingerprint, load_config
-from pipeline.progress import say
+from pipeline.progress import print_result, say
 from pipeline.storage_errors import without_secrets
 from pipeline.summary import version
 
@@ -62,7 +61,7 @@ def submit(
         say(f"gwm: {job_id} at {address}: gwm status shows it, ray job stop {job_id} ends it.")
         if wait:
             return follow(client, job_id)
-    sys.stdout.write(f"{job_id}\n")
+    print_result(f"{job_id}\n")
     return 0
 
 

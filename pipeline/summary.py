@@ -13,6 +13,7 @@ from rich.table import Table
 
 from pipeline import storage
 from pipeline.errors import printable
+from pipeline.progress import print_result
 from pipeline.storage_errors import without_secrets
 
 RATED = ("rows", "bytes", "steps", "images")
@@ -62,12 +63,11 @@ def write_json(url: str, content: Any) -> None:
 
 def show_summary(summary: Mapping[str, Any], next_command: str | None) -> None:
     """Shows a table and the next command on a terminal, otherwise one line of JSON on stdout."""
-    console = Console()
-    if not console.is_terminal:
+    if not sys.stdout.isatty():
         line = dict(summary) | ({"next": next_command} if next_command else {})
-        sys.stdout.write(without_secrets(json.dumps(line)) + "\n")
-        sys.stdout.flush()
+        print_result(without_secrets(json.dumps(line)) + "\n")
         return
+    console = Console()
     table = Table(title=f"gwm {summary.get('command', '')}", show_header=False, title_justify="left")
     for key, value in summary.items():
         if key not in ("command", "version", "fingerprint"):

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from pipeline import manifest, storage
 from pipeline.dataset import Dataset
 from pipeline.errors import GwmError
 from pipeline.manifest import READERS, ShardEntry, shard_entry, unit_of
-from pipeline.progress import Progress
+from pipeline.progress import Progress, print_result
 
 COMMANDS = {"flow": "gwm prepare", "masks": "gwm segment"}
 OURS = re.compile(
@@ -65,16 +64,16 @@ def verify(url: str, *, repair: bool = False) -> list[str]:
     problems += [_missing(dataset.shard_url(unit)) for unit in expected]
     problems += [*_bad_records(dataset), *_foreign_files(dataset), *_abandoned_files(dataset)]
     for problem in problems:
-        sys.stdout.write(f"{problem.url}: {problem.reason}\n")
+        print_result(f"{problem.url}: {problem.reason}\n")
     if repair:
         problems = _repair(problems)
     if repair or not problems:
         totals = manifest.write_entries(dataset.url, entries)
         counts = f"{totals.num_shards} shards, {totals.num_rows} rows, {totals.num_bytes} bytes"
         state = "all well" if not problems else f"{len(problems)} files that are not gwm's left alone"
-        sys.stdout.write(f"{url}: {counts}, {state}\n")
+        print_result(f"{url}: {counts}, {state}\n")
         if repair:
-            sys.stdout.write(f"The same `{COMMANDS[kind]}` makes again what is missing.\n")
+            print_result(f"The same `{COMMANDS[kind]}` makes again what is missing.\n")
     return [f"{problem.url}: {problem.reason}" for problem in problems]
 
 
@@ -92,7 +91,7 @@ def _repair(problems: list[Problem]) -> list[Problem]:
     for problem in problems:
         if problem.remedy == "remove":
             storage.delete(problem.url)
-            sys.stdout.write(f"{problem.url}: removed\n")
+            print_result(f"{problem.url}: removed\n")
     return [problem for problem in problems if problem.remedy == "none"]
 
 

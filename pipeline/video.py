@@ -88,6 +88,35 @@ def probe(source: Source) -> VideoIndex:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """What a video says of itself before it is read: near the truth, and not always true."""
+
+    num_frames: int
+    duration_s: float
+    height_px: int
+    """As stored: a rotation is not looked for."""
+    width_px: int
+
+
+def read_header(source: Source) -> Header:
+    """Return what a video's header says, or how many frames a folder has; UnitError where neither says anything."""
+    if source.kind == "frames":
+        folder = _probe_folder(source)
+        count = len(folder.pts)
+        return Header(
+            num_frames=count, duration_s=float(count), height_px=folder.height_px, width_px=folder.width_px
+        )
+    with _opened(source.url) as (container, stream):
+        ticks = stream.duration
+        seconds = float(ticks * stream.time_base) if ticks and stream.time_base else 0.0
+        seconds = seconds or (container.duration or 0) / av.time_base
+        frames = stream.frames or round(seconds * float(stream.average_rate or 0))
+        if not frames:
+            raise UnitError(f"{source.name} does not say how long it is")
+        return Header(num_frames=frames, duration_s=seconds, height_px=stream.height, width_px=stream.width)
+
+
 def kept_frames(pts_s: npt.NDArray[np.float64], *, stride: int, fps: float | None) -> npt.NDArray[np.int64]:
     """Return the indices of the frames to keep: every `stride`-th, or the first frame of each 1/fps seconds.
 

@@ -154,6 +154,23 @@ def test_verify_answers_with_its_exit_code(tmp_path: Path, capfd: pytest.Capture
     assert "a.parquet: cannot be read" in capfd.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "words", [["--version"], ["prepare", "--print-config"], ["schema", "train"], ["--help"]]
+)
+def test_a_reader_that_has_seen_enough_gets_no_traceback(words: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", *words],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(write)
+    assert done.stderr == ""
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_command_says_that_a_rerun_continues(number: signal.Signals) -> None:
     process = script(

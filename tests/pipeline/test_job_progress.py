@@ -1,6 +1,7 @@
 import json
 import time
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -23,6 +24,14 @@ def row(status: str, *, num_units: int = 1, input_units: int = 0) -> dict[str, o
         "sha256": "",
         **counts,
     }
+
+
+class RunAtOnce(Thread):
+    """A thread whose work is done when it has started."""
+
+    def start(self) -> None:
+        super().start()
+        self.join()
 
 
 @pytest.fixture
@@ -70,6 +79,30 @@ def test_status_estimates_the_rest_from_the_inputs_seen_so_far(
         4,
         0.0,
     )
+
+
+def test_the_total_of_a_running_job_is_that_of_all_its_inputs(
+    output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_progress, "Thread", RunAtOnce)
+    totals = UnitTotals()
+    with JobProgress(
+        "prepare", output, unit="clips", totals=totals, inputs=lambda: ["a", "b", "c"]
+    ) as progress:
+        totals.add(row("done", input_units=4))
+        progress.advance(1)
+    assert json.loads(Path(output, "progress.json").read_text())["total"] == 12
+
+
+def test_inputs_that_cannot_be_listed_leave_the_total_open(
+    output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_progress, "Thread", RunAtOnce)
+    totals = UnitTotals()
+    with JobProgress("prepare", output, unit="clips", totals=totals, inputs=lambda: 1 / 0) as progress:
+        totals.add(row("done", input_units=4))
+        progress.advance(1)
+    assert json.loads(Path(output, "progress.json").read_text())["total"] is None
 
 
 def test_a_run_that_dies_does_not_say_that_it_finished(output: str) -> None:

@@ -145,6 +145,37 @@ def test_a_file_differs_from_the_one_it_extends_by_what_it_says(tmp_path: Path) 
     assert (config.decode.stride, config.decode.height_px, config.decode.clip_frames) == (3, 240, 5)
 
 
+def test_values_come_from_the_environment_where_a_file_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = yaml_file(
+        tmp_path,
+        "videos: ${oc.env:GWM_ANY_VIDEOS}\noutput: ${oc.env:GWM_ANY_OUTPUT,flow}\n"
+        "decode: {stride: '${oc.env:GWM_ANY_STRIDE}'}\nretry_quarantined: ${oc.env:GWM_ANY_RETRY,true}\n",
+    )
+    monkeypatch.setenv("GWM_ANY_VIDEOS", "https://user:secret@host/videos")
+    monkeypatch.setenv("GWM_ANY_STRIDE", "3")
+    config = load_config(PrepareConfig, path, [])
+    assert (config.videos, config.output) == ("https://user:secret@host/videos", "flow")
+    assert config.decode.stride == 3
+    assert config.retry_quarantined is True
+    assert load_config(PrepareConfig, path, ["decode.stride=2"]).decode.stride == 2
+    shown = config_yaml(PrepareConfig, path, [])
+    assert "videos: ${oc.env:GWM_ANY_VIDEOS}\n" in shown
+    assert "secret" not in shown
+    monkeypatch.setenv("GWM_ANY_STRIDE", "fast")
+    assert "Value 'fast' of type 'str' could not be converted to Integer" in sentence(path=path)
+    monkeypatch.delenv("GWM_ANY_STRIDE")
+    assert "Environment variable 'GWM_ANY_STRIDE' not found" in sentence(path=path)
+
+
+def test_no_variable_replaces_a_value_that_does_not_name_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GWM_DECODE__STRIDE", "5")
+    monkeypatch.setenv("GWM_OUTPUT", "elsewhere")
+    assert load_config(PrepareConfig, None, NEEDED).decode.stride == 1
+    assert load_config(PrepareConfig, None, NEEDED).output == "out"
+
+
 def test_a_file_that_extends_a_missing_wrong_or_its_own_file_gets_one_sentence(tmp_path: Path) -> None:
     assert sentence(path=yaml_file(tmp_path, "extends: no.yaml")).startswith("There is no configuration file")
     assert "extends itself" in sentence(path=yaml_file(tmp_path, "extends: config.yaml"))

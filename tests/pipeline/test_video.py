@@ -12,7 +12,7 @@ from av.video.reformatter import Interpolation
 from pipeline.errors import GwmError, UnitError
 from pipeline.images import decode_images
 from pipeline.inputs import Source
-from pipeline.video import EXACT, VideoIndex, decode_frames, fitted_size, kept_frames, probe
+from pipeline.video import EXACT, VideoIndex, decode_frames, fitted_size, kept_frames, probe, read_header
 
 VARIABLE_MS = np.cumsum([0] + [40, 20, 70] * 10)[:30].tolist()
 
@@ -47,6 +47,31 @@ def by_clips(path: Path, index: VideoIndex, clip_frames: int, height_px: int, wi
             )
         )
     return np.concatenate(clips)
+
+
+@pytest.mark.parametrize(
+    ("name", "making"),
+    [
+        ("plain.mp4", {}),
+        ("variable.mp4", {"times_ms": VARIABLE_MS}),
+        ("matroska.mkv", {}),
+        ("old.avi", {"codec": "mpeg4", "b_frames": 0}),
+    ],
+)
+def test_a_header_says_what_reading_finds(make_video, name, making):
+    source = source_of(make_video(name, **making))
+    header, index = read_header(source), probe(source)
+    assert (header.num_frames, header.height_px, header.width_px) == (len(index.pts), 48, 64)
+    assert header.duration_s == pytest.approx(index.pts_s[-1] - index.pts_s[0], abs=0.1)
+
+
+def test_a_header_of_a_folder_and_of_what_is_no_video(make_frame_folder, tmp_path):
+    folder = source_of(make_frame_folder(), "frames")
+    header, index = read_header(folder), probe(folder)
+    assert (header.num_frames, header.height_px) == (len(index.pts), index.height_px)
+    (tmp_path / "no.mp4").write_bytes(b"no video")
+    with pytest.raises(UnitError, match="is not a video that can be read"):
+        read_header(source_of(tmp_path / "no.mp4"))
 
 
 @pytest.mark.parametrize(
