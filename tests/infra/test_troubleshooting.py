@@ -66,7 +66,9 @@ def arguments(tree: ast.Module, errors: dict[str, int]) -> Iterator[ast.expr]:
             yield from assigned(argument, node, functions) or [argument]
     for function in functions:
         if function.name in SENTENCES_RETURNED:
-            yield from (node.value for node in ast.walk(function) if isinstance(node, ast.Return) and node.value)
+            yield from (
+                node.value for node in ast.walk(function) if isinstance(node, ast.Return) and node.value
+            )
 
 
 def assigned(argument: ast.expr, call: ast.Call, functions: list[Function]) -> list[ast.expr]:

@@ -1,7 +1,8 @@
 """Pages do what they say: their blocks are run, in order, in a folder with small datasets.
 
-Blocks of `bash`, `python` and `sql` run; those of python share their names. A block that needs what a test does not have
-says so above itself or in its heading: "(needs Docker)". What is only to be read is a block of no language, or of another.
+Blocks of `bash`, `python` and `sql` run; those of python share their names. A block that needs what a test does not
+have says so above itself or in its heading: "(needs Docker)". What is only to be read is a block of no language, or of
+another.
 """
 
 import os
@@ -24,11 +25,22 @@ PROJECT = Path(__file__).parents[2]
 PAGES = (PROJECT / "README.md", *sorted((PROJECT / "infra" / "guides").glob("*.md")))
 BLOCK = re.compile(r"^```([^\n`]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NEED = re.compile(r"\(needs ([^)]+)\)")
-NEEDS = {"AWS", "Docker", "Kubernetes", "a Ray cluster", "a network", "credentials", "its data set", "weights"}
+NEEDS = {
+    "AWS",
+    "Docker",
+    "Kubernetes",
+    "a Ray cluster",
+    "a network",
+    "credentials",
+    "its data set",
+    "weights",
+}
 RUNS = ("bash", "python", "sql")
 WITH_RAY = {"evaluating.md", "first-bucket.md"}
 """Pages whose commands start Ray, on a bucket."""
-COMMAND = re.compile(r"^(gwm|infra/scripts/\S+|pip|python|export|docker|kubectl|ray|import|from|select) ", re.M)
+COMMAND = re.compile(
+    r"^(gwm|infra/scripts/\S+|pip|python|export|docker|kubectl|ray|import|from|select) ", re.M
+)
 PAGE_COMMANDS = ("prepare", "train", "segment", "evaluate")
 
 
@@ -114,7 +126,7 @@ def test_commands_that_are_not_run_are_taken(
 def material(
     rendered_flow: str, rendered_masks: str, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """The folder: `videos`, `flow` and `masks` of them, `model`, `DAVIS`, `photo.jpg`, `conf`; and a `gwm` on the path."""
+    """The folder: `videos`, `flow`, `masks`, `model`, `DAVIS`, `photo.jpg` and `conf`; and a `gwm` on the path."""
     links = {"flow": rendered_flow, "masks": rendered_masks, "model": tiny_model, "conf": PROJECT / "conf"}
     for name, target in {**links, "videos": Path(rendered_flow).parent / "videos"}.items():
         (tmp_path / name).symlink_to(target)
