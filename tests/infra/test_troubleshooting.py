@@ -20,16 +20,16 @@ ERRORS = {"GwmError": 0, "UnitError": 0, "ValueError": 0, "require": 1}
 SENTENCES_RETURNED = {"_no_progress", "_unknown_key", "why_stopped"}
 """Functions whose result is a sentence."""
 FORWARDED = {
-    "_no_progress(str(error))",
-    "_unknown_key(list(known), str(key), command, prefix)",
-    "self.state.stopped",
-    "explain(error, str(target))",  # a template of storage_errors.py
-    "explain(error, url)",
-    "_first_line(error)",  # a library's own words
-    "str(found.args[0]).split('\\nFailed to apply', 1)[0]",  # a GwmError again
+    *SENTENCES_RETURNED,
+    "explain",  # a template of storage_errors.py
+    "first_line",  # a library's own words
+    "_first_line",
+    "split('\\nFailed to apply', 1)[0]",  # a GwmError's sentence again
+    "stopped",  # why_stopped
+    "row['failure']",  # a unit's sentence again
     "sentence",  # the argument of `require`
 }
-"""Arguments that are no text themselves: what they hold is found elsewhere."""
+"""Last names of arguments, or of functions called there, that are no text themselves: that is found elsewhere."""
 HOLE = "…"
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -91,6 +91,12 @@ def storage_templates() -> Iterator[str]:
                 yield text
 
 
+def is_forwarded(argument: ast.expr) -> bool:
+    """Whether the argument only hands a sentence on."""
+    handed_on = argument.func if isinstance(argument, ast.Call) else argument
+    return ast.unparse(handed_on).rpartition(".")[2] in FORWARDED
+
+
 def source_sentences() -> dict[str, str]:
     """Every sentence and where it stands; without those that hold no word of their own."""
     errors = derived(iter(TREES.values()))
@@ -99,7 +105,7 @@ def source_sentences() -> dict[str, str]:
         for argument in arguments(tree, errors):
             text = template(argument)
             where = f"{path.relative_to(PROJECT)}:{argument.lineno}"
-            assert text is not None or ast.unparse(argument) in FORWARDED, f"{where} hides its sentence"
+            assert text is not None or is_forwarded(argument), f"{where} hides its sentence"
             if text is not None:
                 found.setdefault(text, where)
     return {text: where for text, where in found.items() if re.search(r"\w", text)}
