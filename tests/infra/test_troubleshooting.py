@@ -1,6 +1,7 @@
 """The troubleshooting guide has every sentence that the source can end a command or a unit with, and no other.
 
 A sentence is written in the guide as in the source, with `…` for what is filled in, in the first column of a table.
+Whether it ends with a full stop does not matter.
 """
 
 import ast
@@ -108,13 +109,13 @@ def source_sentences() -> dict[str, str]:
             assert text is not None or is_forwarded(argument), f"{where} hides its sentence"
             if text is not None:
                 found.setdefault(text, where)
-    return {text: where for text, where in found.items() if re.search(r"\w", text)}
+    return {text.rstrip("."): where for text, where in found.items() if re.search(r"\w", text)}
 
 
 def guide_sentences() -> list[str]:
     """The code in the first column of the guide's tables."""
     cells = [line.split(" | ")[0] for line in GUIDE.read_text().splitlines() if line.startswith("| `")]
-    return [found[1].strip() for cell in cells for found in re.findall(r"(`+)(.+?)\1(?!`)", cell)]
+    return [found[1].strip(" .") for cell in cells for found in re.findall(r"(`+)(.+?)\1(?!`)", cell)]
 
 
 def test_the_guide_has_every_sentence_of_the_source() -> None:
