@@ -1,35 +1,13 @@
 import json
 import re
-import shlex
 from pathlib import Path
 
-import pytest
-
-from pipeline import cli
 from pipeline.job_metrics import COUNTERS, GAUGES, LABELS
 
 PROJECT = Path(__file__).parents[2]
 GUIDE = (PROJECT / "infra" / "guides" / "cluster.md").read_text()
 DASHBOARD = json.loads((PROJECT / "infra" / "grafana" / "gwm.json").read_text())
 EXPORTED = {f"ray_{name}_total" for name in COUNTERS} | {f"ray_{name}" for name in GAUGES}
-
-
-def commands(program: str) -> list[list[str]]:
-    blocks = re.findall(r"```bash\n(.*?)```", GUIDE, flags=re.DOTALL)
-    lines = [shlex.split(line, comments=True) for line in "\n".join(blocks).splitlines()]
-    return [words[1:] for words in lines if words[:1] == [program]]
-
-
-def test_the_guides_commands_are_taken(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(PROJECT)
-    known = [words for words in commands("gwm") if words[0] != "status"]
-    assert len(known) == 2
-    for words in known:
-        same = [word for word in words if word not in ("submit", "--follow")]
-        assert cli.main([*same, "--print-config"]) == 0, capfd.readouterr().err
-        assert "???" not in capfd.readouterr().out
 
 
 def test_the_guides_files_exist() -> None:

@@ -37,7 +37,7 @@ from pipeline.events import Event, Mailbox
 from pipeline.flow_dataset import open_flow_dataset
 from pipeline.inference import read_model_card
 from pipeline.inputs import find_images, find_videos
-from pipeline.masks import MaskRow, mask_rows
+from pipeline.masks import MASK_SCHEMA_VERSION, MaskRow, mask_rows
 from pipeline.records import FLOW_SCHEMA_VERSION, Row
 from pipeline.sample_cache import Sample, SampleCache, cache_folder
 from pipeline.scenes import render_scene, write_video
@@ -255,6 +255,17 @@ def rendered_flow(tmp_path_factory: pytest.TempPathFactory) -> str:
         write_video(str(stages.folder / "videos" / f"{seed}.mp4"), scene.frames)
     config = stages.config()
     dataset = Dataset.open(config.output, kind="flow", config=config, schema_version=FLOW_SCHEMA_VERSION)
+    stages.run(config)
+    dataset.write_manifest()
+    return config.output
+
+
+@pytest.fixture(scope="session")
+def rendered_masks(rendered_flow: str, tiny_model: str) -> str:
+    """A mask dataset of the videos of `rendered_flow`; not to be changed."""
+    stages = StagesOfSegment(Path(rendered_flow).parent, tiny_model)
+    config = stages.config()
+    dataset = Dataset.open(config.output, kind="masks", config=config, schema_version=MASK_SCHEMA_VERSION)
     stages.run(config)
     dataset.write_manifest()
     return config.output
