@@ -5,10 +5,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline import storage
-from pipeline.config import EvaluateConfig, PrepareConfig, SegmentConfig, TrainConfig
+from pipeline.config import EvaluateConfig, PrepareConfig, SegmentConfig, TrackingConfig, TrainConfig
 from pipeline.dataset import Dataset
 from pipeline.errors import GwmError
 from pipeline.inputs import Source, find_images, find_videos, refuse_images
+from pipeline.registered_model import is_registered, lasting_name
 
 
 def describe(config: object) -> dict[str, Any]:
@@ -17,7 +18,7 @@ def describe(config: object) -> dict[str, Any]:
         case PrepareConfig():
             return _shards("prepare", find_videos(config.videos), config.output)
         case SegmentConfig():
-            model = _needed(config.model, "model")
+            model = _model(config.model, config.tracking)
             shards = _shards("segment", find_images(config.images), config.output) | {"model": model}
             if config.adapt:
                 refuse_images(config.images)
@@ -27,8 +28,10 @@ def describe(config: object) -> dict[str, Any]:
         case TrainConfig():
             return _train(config)
         case EvaluateConfig():
-            given = {"data": config.data, "masks": config.masks, "model": config.model}
+            given = {"data": config.data, "masks": config.masks}
             found = {name: _needed(url, name) for name, url in given.items() if url is not None}
+            if config.model is not None:
+                found["model"] = _model(config.model, config.tracking)
             return {
                 "command": "evaluate",
                 "dataset": config.dataset,
@@ -75,6 +78,10 @@ def _done(output: str) -> Mapping[str, int]:
         "done": sum(1 for _ in dataset.shards()),
         "quarantined": sum(1 for _ in storage.list_files(quarantine)),
     }
+
+
+def _model(model: str, tracking: TrackingConfig) -> str:
+    return lasting_name(model, tracking) if is_registered(model) else _needed(model, "model")
 
 
 def _needed(url: str, name: str) -> str:
