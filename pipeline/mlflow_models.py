@@ -65,13 +65,13 @@ def log_segmenter(run: MlflowRun, files: SegmenterFiles) -> None:
 
 
 def find_logged_model(run: MlflowRun, sha256: str, source_run_id: str | None = None) -> str | None:
-    """The id of the newest finished model with this content, if the server has one, in whatever experiment."""
-    wanted = [f"tags.`{CONTENT_TAG}` = '{sha256}'", "status = 'READY'"]
+    """The id of the newest whole model with this content, if the server has one, in whatever experiment."""
+    wanted = f"tags.`{CONTENT_TAG}` = '{sha256}'"
     if source_run_id is not None:
-        wanted.append(f"source_run_id = '{source_run_id}'")
+        wanted += f" AND source_run_id = '{source_run_id}'"
     experiments = [experiment.experiment_id for experiment in run.client.search_experiments()]
-    found = run.client.search_logged_models(experiments, filter_string=" AND ".join(wanted), max_results=1)
-    return str(found[0].model_id) if found else None
+    found = run.client.search_logged_models(experiments, filter_string=wanted)
+    return next((str(model.model_id) for model in found if model.status == "READY"), None)
 
 
 def find_model(uri: str, tracking_uri: str) -> FoundModel:
