@@ -169,6 +169,7 @@ def _register(run: MlflowRun, model_id: str, name: str) -> None:
     except exceptions.MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+    source = f"models:/{model_id}"
     versions = client.search_model_versions(f"name = '{name}'")
-    if all(version.model_id != model_id for version in versions):
-        client.create_model_version(name, f"models:/{model_id}", run_id=run.run_id, model_id=model_id)
+    if all(version.source != source for version in versions):
+        client.create_model_version(name, source, run_id=run.run_id, model_id=model_id)

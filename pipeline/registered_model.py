@@ -106,6 +106,5 @@ def _explained(model: str, server: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise GwmError(
-            f"{model} cannot be had from MLflow at {without_secrets(server)}: {reason}."
-        ) from error
+        sentence = f"{model} cannot be had from MLflow at {server}: {reason}."
+        raise GwmError(without_secrets(sentence)) from error

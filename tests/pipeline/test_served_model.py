@@ -112,7 +112,7 @@ import sys
 class Blocked:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in {blocked}:
-            raise ImportError("blocked: " + name)
+            raise ModuleNotFoundError("blocked: " + name)
 
 sys.meta_path.insert(0, Blocked())
 from pathlib import Path
