@@ -39,6 +39,7 @@ from pipeline.load_config import extended
 from pipeline.placement import tasks, training_cpus, unwrap
 from pipeline.prepare import prepare
 from pipeline.progress import say
+from pipeline.registered_model import with_models_copied
 from pipeline.report import write_report
 from pipeline.segment import segment
 from pipeline.stages.estimate_flow import load_estimator
@@ -70,6 +71,7 @@ def adapt(config: SegmentConfig) -> dict[str, Any]:
     a model that is adapted stays as it is.
     """
     refuse_images(config.images)
+    config = with_models_copied(config)
     folder = storage.join(storage.absolute(config.output), "adaptation")
     below = partial(storage.join, folder)
     pinned = pin_adaptation(config)

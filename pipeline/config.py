@@ -62,6 +62,10 @@ class TrackingConfig:
     uri: str | None = None
     """Tracking server; none means a sqlite store inside a local `output`."""
     experiment: str = "gwm"
+    registered_model: str | None = None
+    """Train: the name under which the segmenter is registered, as its newest version; none only logs it."""
+    system_metrics: bool = True
+    """Also log, every ten seconds, how busy the machine of the command is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,7 +214,7 @@ class TrainConfig:
     """A flow dataset written by gwm prepare."""
     output: str = MISSING
     initial_model: str | None = None
-    """A segmenter folder to start from, instead of a fresh head; `segmenter` must say what that one is."""
+    """A segmenter to start from, as `model` of segment, instead of a fresh head; `segmenter` must say what it is."""
     segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -284,7 +288,8 @@ class SegmentConfig:
     images: str = MISSING
     """Images or videos: a file, a folder, a glob, a prefix, or a text/CSV/Parquet list."""
     model: str = MISSING
-    """A segmenter folder written by gwm train, local or in a bucket."""
+    """A segmenter folder written by gwm train, local or in a bucket, or models:/NAME@ALIAS, models:/NAME/VERSION or
+    models:/MODEL_ID of an MLflow server."""
     flow: str | None = None
     """With refine.use_flow: a flow dataset of the same videos."""
     output: str = MISSING
@@ -347,7 +352,7 @@ class EvaluateConfig:
     masks: str | None = None
     """Mask shards written by gwm segment, or a folder or zip of PNG predictions."""
     model: str | None = None
-    """A segmenter to score instead of masks."""
+    """A segmenter to score instead of masks, as in segment."""
     images: str | None = None
     """With model: the frames to segment; none takes those beside the ground truth."""
     flow: str | None = None
@@ -381,7 +386,7 @@ class ExportConfig:
     flow: str | None = None
     """A flow dataset written by gwm prepare."""
     model: str | None = None
-    """A segmenter folder written by gwm train."""
+    """A segmenter, as in segment; MLFLOW_TRACKING_URI names the server of models:/..."""
     images: str | None = None
     """The images or videos that the masks were made of, as they were given to gwm segment."""
     output: str = MISSING

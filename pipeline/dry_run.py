@@ -4,10 +4,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline import estimate, storage
-from pipeline.config import EvaluateConfig, PrepareConfig, SegmentConfig, TrainConfig
+from pipeline.config import EvaluateConfig, PrepareConfig, SegmentConfig, TrackingConfig, TrainConfig
 from pipeline.dataset import Dataset
 from pipeline.errors import GwmError
 from pipeline.inputs import Source, find_images, find_videos, refuse_images
+from pipeline.registered_model import is_registered, lasting_name
 from pipeline.work_plan import Inputs, Work, work_of
 
 
@@ -18,7 +19,7 @@ def describe(config: object) -> dict[str, Any]:
             told, work, left = _shards("prepare", find_videos(config.videos), config)
             return told | {"estimate": estimate.of_prepare(config, work, left)}
         case SegmentConfig():
-            model = _needed(config.model, "model")
+            model = _model(config.model, config.tracking)
             told, work, left = _shards("segment", find_images(config.images), config)
             told |= {"model": model, "estimate": estimate.of_segment(config, work, left)}
             if config.adapt:
@@ -29,8 +30,10 @@ def describe(config: object) -> dict[str, Any]:
         case TrainConfig():
             return _train(config)
         case EvaluateConfig():
-            given = {"data": config.data, "masks": config.masks, "model": config.model}
+            given = {"data": config.data, "masks": config.masks}
             found = {name: _needed(url, name) for name, url in given.items() if url is not None}
+            if config.model is not None:
+                found["model"] = _model(config.model, config.tracking)
             return {
                 "command": "evaluate",
                 "dataset": config.dataset,
@@ -83,6 +86,10 @@ def _done(output: str) -> Mapping[str, int]:
         "done": sum(1 for _ in dataset.shards()),
         "quarantined": sum(1 for _ in storage.list_files(quarantine)),
     }
+
+
+def _model(model: str, tracking: TrackingConfig) -> str:
+    return lasting_name(model, tracking) if is_registered(model) else _needed(model, "model")
 
 
 def _needed(url: str, name: str) -> str:

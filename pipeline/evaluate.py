@@ -12,11 +12,13 @@ from pipeline.config import EvaluateConfig
 from pipeline.inference import check_refinement, read_model_card
 from pipeline.job_progress import JobProgress
 from pipeline.layouts import missing_sentence, read_layout
+from pipeline.lineage import link_scored
 from pipeline.load_config import fingerprint
 from pipeline.model_card import ModelCard, with_absolute_paths
 from pipeline.placement import actor_pool, start_ray, tasks, torch_device, torch_threads, unwrap
 from pipeline.progress import say
 from pipeline.records import Row
+from pipeline.registered_model import with_models_copied
 from pipeline.score_plan import check_inputs, plan_scores
 from pipeline.score_table import (
     parquet_bytes,
@@ -36,6 +38,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     check_inputs(config)
     truth = read_layout(config.dataset, config.data)
     rows = plan_scores(config, truth)  # a mask or frame that is missing is named before anything is written
+    config = with_models_copied(config)
     if config.model is not None:
         check_refinement(config.refine)
     card = read_model_card(config.model, config.input_scales) if config.model is not None else None
@@ -44,6 +47,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     start_ray(config.placement)
     job = {"command": "evaluate", "output": config.output, "fingerprint": fingerprint(config)}
     tracker = Tracker.start(config.tracking, run_config=config, **job)
+    link_scored(tracker, config, card)
     began, scored = time.monotonic(), list[Row]()
     try:
         with JobProgress("evaluate", config.output, total=len(rows), unit="sequences") as progress:
@@ -63,7 +67,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         **score_summary(means, truth),
         resized_masks=sum(row["num_resized"] for row in scored),
     )
-    tracker.log_metrics(score_metrics(means))
+    tracker.log_metrics(score_metrics(means), are_scores=True)
     tracker.finish("FINISHED")
     Console(stderr=True).print(screen_table(truth, means))
     show_summary(summary, None)

@@ -17,6 +17,7 @@ from pipeline.formats.flow_folders import write_flo, write_kitti
 from pipeline.formats.mask_folders import write_davis, write_png, write_youtube_vos
 from pipeline.formats.network_files import write_onnx, write_torch_export
 from pipeline.formats.tar_shards import write_webdataset
+from pipeline.registered_model import with_model_at_hand
 from pipeline.summary import show_summary
 
 Writer = Callable[[ExportConfig], Counter[str]]
@@ -37,7 +38,9 @@ WITH_IMAGES = ("webdataset", "davis", "youtube_vos")
 def export(config: ExportConfig) -> dict[str, Any]:
     """Writes the format; returns the summary. GwmError for an unknown one, and where its input is missing."""
     began = time.monotonic()
-    counts = _writer(config)(config)
+    write = _writer(config)
+    with with_model_at_hand(config) as at_hand:
+        counts = write(at_hand)
     summary = {
         "command": "export",
         "format": config.format,

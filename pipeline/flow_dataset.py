@@ -15,8 +15,7 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.dataset import Dataset
 from pipeline.errors import GwmError
-from pipeline.load_config import digest
-from pipeline.manifest import ShardEntry
+from pipeline.manifest import ShardEntry, content_digest
 from pipeline.records import decode_flow, decode_image, flow_column, has_flow_column
 
 SHUFFLE_SHARDS = 256
@@ -60,7 +59,7 @@ class FlowDataset:
 
     def content_digest(self) -> str:
         """Equal for equal shards, wherever they lie."""
-        return digest({shard.unit: shard.sha256 for shard in self.shards})
+        return content_digest(self.shards)
 
     def sources(self, frame_ids: Sequence[int]) -> list[str]:
         """The inputs that these frames were made from, each once, sorted."""

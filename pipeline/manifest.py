@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.errors import GwmError
+from pipeline.load_config import digest
 from pipeline.progress import Progress
 
 NAME = "manifest.parquet"
@@ -61,6 +62,11 @@ def shard_entry(unit: str, data: bytes) -> ShardEntry:
         num_bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
     )
+
+
+def content_digest(entries: Iterable[ShardEntry]) -> str:
+    """Equal for equal shards, wherever they lie."""
+    return digest({entry.unit: entry.sha256 for entry in entries})
 
 
 def unit_of(shard_url: str) -> str:

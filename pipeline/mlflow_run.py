@@ -1,5 +1,6 @@
 """One MLflow run: found again on resume, written in batches; raises what MLflow raises."""
 
+import io
 import json
 import logging
 import os
@@ -9,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+import PIL.Image
 
 from pipeline.storage_errors import without_secrets
 
@@ -24,6 +27,8 @@ CLIENT_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_UV_AUTO_DETECT": "false",  # a model holds no file of the folder that the command ran in
 }
 
 
@@ -50,6 +55,20 @@ class MetricValue:
     value: float
     step: int
     timestamp_ms: int
+    is_score: bool = False
+    """Says how good the run's model is, and not how the run went."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetUse:
+    """A dataset of shards that a run reads or writes; its content names it, wherever it lies."""
+
+    url: str
+    digest: str
+    num_shards: int
+    num_rows: int
+    context: str
+    """What it is to the run: training, evaluation, or output."""
 
 
 def import_mlflow() -> Any:
@@ -72,7 +91,10 @@ class MlflowRun:
 
     def __init__(self, description: RunDescription, run_id: str | None = None) -> None:
         self._logged_step = -1
-        self._client = import_mlflow().MlflowClient(tracking_uri=description.uri)
+        self._uri = description.uri
+        self._model_id: str | None = None
+        self._monitor: Any = None
+        self.client = import_mlflow().MlflowClient(tracking_uri=description.uri)
         self.run_id = run_id or self._attach(description)
 
     def log_metrics(self, values: Sequence[MetricValue]) -> None:
@@ -80,17 +102,23 @@ class MlflowRun:
         from mlflow.entities import Metric
 
         metrics = [
-            Metric(re.sub(r"[^\w\-. /]", "_", value.name), value.value, value.timestamp_ms, value.step)
+            Metric(
+                re.sub(r"[^\w\-. /]", "_", value.name),
+                value.value,
+                value.timestamp_ms,
+                value.step,
+                model_id=self._model_id if value.is_score else None,
+            )
             for value in values
             if value.step > self._logged_step
         ]
         for start in range(0, len(metrics), METRICS_IN_BATCH):
-            self._client.log_batch(self.run_id, metrics=metrics[start : start + METRICS_IN_BATCH])
+            self.client.log_batch(self.run_id, metrics=metrics[start : start + METRICS_IN_BATCH])
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Sets or replaces tags."""
         for name, value in tags.items():
-            self._client.set_tag(self.run_id, name, without_secrets(value)[:LONGEST_TAG])
+            self.client.set_tag(self.run_id, name, without_secrets(value)[:LONGEST_TAG])
 
     def log_bytes(self, name: str, data: bytes) -> None:
         """Stores an artifact under a relative path."""
@@ -99,20 +127,56 @@ class MlflowRun:
         with tempfile.TemporaryDirectory(prefix="gwm-") as temporary:
             file = Path(temporary) / path.name
             file.write_bytes(data)
-            self._client.log_artifact(self.run_id, str(file), folder)
+            self.client.log_artifact(self.run_id, str(file), folder)
+
+    def log_picture(self, name: str, encoded: bytes, step: int) -> None:
+        """Stores a picture among those of other steps; the run's page shows them by step."""
+        with PIL.Image.open(io.BytesIO(encoded)) as picture:
+            self.client.log_image(self.run_id, picture, key=name, step=step)
+
+    def log_dataset(self, use: DatasetUse) -> None:
+        """Names a dataset of shards as one that this run reads or writes."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        scheme, _, _ = use.url.rpartition("://")
+        dataset = Dataset(
+            name=PurePosixPath(use.url).name,
+            digest=use.digest,
+            source_type=scheme or "local",
+            source=json.dumps({"uri": without_secrets(use.url)}),
+            profile=json.dumps({"num_shards": use.num_shards, "num_rows": use.num_rows}),
+        )
+        context = InputTag("mlflow.data.context", use.context)
+        self.client.log_inputs(self.run_id, datasets=[DatasetInput(dataset, tags=[context])])
+
+    def use_model(self, model_id: str) -> None:
+        """Names a logged model as one that this run uses; scores from now on are the model's too."""
+        from mlflow.entities import LoggedModelInput
+
+        self._model_id = model_id
+        self.client.log_inputs(self.run_id, models=[LoggedModelInput(model_id)])
+
+    def watch_machine(self) -> None:
+        """Logs every ten seconds, until the run ends, how busy this machine is, as metrics `system/…`."""
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        self._monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=self._uri)
+        self._monitor.start()
 
     def end(self, status: str) -> None:
         """Marks the run FINISHED, FAILED or KILLED."""
-        self._client.set_terminated(self.run_id, status)
+        if self._monitor is not None:
+            self._monitor.finish()
+        self.client.set_terminated(self.run_id, status)
 
     def _attach(self, description: RunDescription) -> str:
         experiment_id = self._experiment(description)
         run = self._find(experiment_id, description)
         if run is None:
             name = f"{description.command} {PurePosixPath(description.output).name}"
-            run = self._client.create_run(experiment_id, tags=_tags(description), run_name=name)
+            run = self.client.create_run(experiment_id, tags=_tags(description), run_name=name)
         else:
-            self._client.update_run(run.info.run_id, status="RUNNING")
+            self.client.update_run(run.info.run_id, status="RUNNING")
             self._logged_step = int(run.data.metrics.get("step", -1))
         # Parameters never change in MLflow; a resumed run keeps the first ones.
         known = run.data.params
@@ -122,24 +186,24 @@ class MlflowRun:
         return str(run.info.run_id)
 
     def _experiment(self, description: RunDescription) -> str:
-        found = self._client.get_experiment_by_name(description.experiment)
+        found = self.client.get_experiment_by_name(description.experiment)
         if found is None:
             try:
                 return str(
-                    self._client.create_experiment(
+                    self.client.create_experiment(
                         description.experiment, artifact_location=description.artifacts
                     )
                 )
             except Exception:
                 # Another command created it at the same moment.
-                found = self._client.get_experiment_by_name(description.experiment)
+                found = self.client.get_experiment_by_name(description.experiment)
                 if found is None:
                     raise
         return str(found.experiment_id)
 
     def _find(self, experiment_id: str, description: RunDescription) -> Any:
         wanted = _tags(description)
-        runs = self._client.search_runs(
+        runs = self.client.search_runs(
             [experiment_id],
             filter_string=f"tags.`gwm.fingerprint` = '{description.fingerprint}'",
             order_by=["attributes.start_time DESC"],
@@ -153,9 +217,9 @@ class MlflowRun:
 
         params = [Param(key, value[:LONGEST_PARAM]) for key, value in values.items()]
         for start in range(0, len(params), PARAMS_IN_BATCH):
-            self._client.log_batch(run_id, params=params[start : start + PARAMS_IN_BATCH])
+            self.client.log_batch(run_id, params=params[start : start + PARAMS_IN_BATCH])
         if any(len(value) > LONGEST_PARAM for value in values.values()):
-            self._client.log_text(run_id, json.dumps(values, indent=1, sort_keys=True), "params.json")
+            self.client.log_text(run_id, json.dumps(values, indent=1, sort_keys=True), "params.json")
 
 
 def is_refusal(error: BaseException) -> bool:

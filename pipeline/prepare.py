@@ -46,6 +46,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
                 progress.advance(row["num_units"], **totals.metrics())
                 tracker.log_metrics(totals.metrics(), step=totals.units.total())
         manifest = dataset.write_manifest(totals.entries)
+        tracker.log_dataset(dataset.url, dataset.manifest(), context="output")
     except BaseException as error:
         tracker.finish("FAILED" if isinstance(error, Exception) else "KILLED")
         raise unwrap(error) from error

@@ -17,6 +17,7 @@ from pipeline.load_config import fingerprint
 from pipeline.masks import MASK_SCHEMA_VERSION
 from pipeline.model_card import ModelCard, PinnedConfig, pin, with_absolute_paths
 from pipeline.placement import actor_pool, start_ray, tasks, torch_device, torch_threads, unwrap
+from pipeline.registered_model import with_models_copied
 from pipeline.stages.load_chunk import load_chunk
 from pipeline.stages.plan_chunks import inputs_of, plan_chunks
 from pipeline.stages.refine_masks import refine_masks
@@ -31,9 +32,8 @@ def segment(config: SegmentConfig) -> dict[str, Any]:
     """Writes the masks of all images as shards; returns the summary. A rerun does only what is missing."""
     check_refinement(config.refine)
     next(find_images(config.images))  # refuses an input without images
-    card = read_model_card(
-        config.model, config.input_scales
-    )  # refuses a wrong model before anything is written
+    config = with_models_copied(config)
+    card = read_model_card(config.model, config.input_scales)  # refuses a wrong model before anything is written
     pinned = pin(config, card)
     dataset = Dataset.open(config.output, kind="masks", config=pinned, schema_version=MASK_SCHEMA_VERSION)
     if config.retry_quarantined:
@@ -41,6 +41,7 @@ def segment(config: SegmentConfig) -> dict[str, Any]:
     start_ray(config.placement, config.placement.segment_images)
     job = {"command": "segment", "output": config.output, "fingerprint": fingerprint(pinned)}
     tracker = Tracker.start(config.tracking, run_config=pinned, **job)
+    tracker.use_model(card.sha256)
     began, totals, num_errors = time.monotonic(), UnitTotals(), 0
     try:
         inputs = partial(inputs_of, config.images, config.chunk_images)
@@ -51,6 +52,7 @@ def segment(config: SegmentConfig) -> dict[str, Any]:
                 progress.advance(row["num_units"], images=totals.num_rows, errors=num_errors)
                 tracker.log_metrics({**totals.metrics(), "errors": num_errors}, step=totals.units.total())
         manifest = dataset.write_manifest(totals.entries)
+        tracker.log_dataset(dataset.url, dataset.manifest(), context="output")
     except BaseException as error:
         tracker.finish("FAILED" if isinstance(error, Exception) else "KILLED")
         raise unwrap(error) from error

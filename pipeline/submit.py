@@ -17,6 +17,7 @@ from pipeline.errors import GwmError
 from pipeline.jobs import PREFIX, attempts, explained, follow, job_client
 from pipeline.load_config import digest, fingerprint, load_config
 from pipeline.progress import print_result, say
+from pipeline.registered_model import is_registered
 from pipeline.storage_errors import without_secrets
 from pipeline.summary import version
 
@@ -26,7 +27,7 @@ COMMANDS: dict[str, type[Any]] = {
     "segment": SegmentConfig,
     "evaluate": EvaluateConfig,
 }
-PLACES = ("videos", "flow", "images", "model", "masks", "data", "output")
+PLACES = ("videos", "flow", "images", "model", "initial_model", "masks", "data", "output")
 """Values that name files; each command has some of them."""
 DRIVER_BYTES = 2**30
 """Memory reserved for a job's own process, wherever the cluster has it: jobs beyond the head's memory run elsewhere.
@@ -115,6 +116,8 @@ def _send(
 def _refuse_relative_places(config: Any) -> None:
     for name in PLACES:
         value = getattr(config, name, None)
+        if is_registered(value):
+            continue
         if value and storage.is_local(value) and not Path(value.removeprefix("file://")).is_absolute():
             raise GwmError(
                 f"{name}={value} is a path on this machine: a cluster needs a URL, or an absolute path that all of "

@@ -2,18 +2,23 @@
 
 import os
 import queue
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 from pipeline import storage
 from pipeline.config import TrackingConfig
 from pipeline.load_config import flatten
+from pipeline.manifest import ShardEntry, content_digest
+from pipeline.mlflow_models import FOLDER, SegmenterFiles, find_logged_model, log_segmenter
 from pipeline.mlflow_run import (
     METRICS_IN_BATCH,
+    DatasetUse,
     MetricValue,
     MlflowRun,
     RunDescription,
@@ -21,6 +26,7 @@ from pipeline.mlflow_run import (
     is_refusal,
 )
 from pipeline.progress import say
+from pipeline.registered_model import copy_segmenter
 from pipeline.storage_errors import without_secrets
 from pipeline.summary import version
 
@@ -31,6 +37,8 @@ ATTEMPTS = 3
 SECONDS_BEFORE_RETRY = 1.0
 SECONDS_BETWEEN_BATCHES = 1.0
 FINISH_TIMEOUT_S = 30.0
+MODEL_TIMEOUT_S = 600.0
+"""A segmenter is some hundred megabytes, and is worth waiting for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +53,28 @@ class _Tags:
 
 
 @dataclass(frozen=True, slots=True)
+class _Picture:
+    name: str
+    data: bytes
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """A segmenter that this run uses, or with `url`, one that it trained."""
+
+    sha256: str
+    url: str | None = None
+    step: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class _Flush:
     reached: threading.Event
     status: Status | None = None
 
 
-_Entry = MetricValue | _Artifact | _Tags | _Flush
+_Entry = MetricValue | DatasetUse | _Artifact | _Tags | _Picture | _Model | _Flush
 
 
 class Tracker:
@@ -69,6 +93,8 @@ class Tracker:
         self._run: MlflowRun | None = None
         self._dropped = 0
         self._is_out = False
+        self._registered_model: str | None = None
+        self._watches_machine = False
 
     @staticmethod
     def start(
@@ -105,18 +131,48 @@ class Tracker:
         except Exception as error:
             say(f"gwm: not tracked: MLflow cannot be imported ({type(error).__name__}: {error}).")
             return Tracker(None)
+        tracker._registered_model, tracker._watches_machine = config.registered_model, config.system_metrics
         tracker._begin()
         return tracker
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Records values at a step."""
+    def log_metrics(
+        self, metrics: Mapping[str, float], step: int | None = None, *, are_scores: bool = False
+    ) -> None:
+        """Records values at a step; scores are also the model's that the run uses."""
         now_ms = int(time.time() * 1000)
         for name, value in metrics.items():
-            self._put(MetricValue(name=name, value=float(value), step=step or 0, timestamp_ms=now_ms))
+            self._put(
+                MetricValue(
+                    name=name, value=float(value), step=step or 0, timestamp_ms=now_ms, is_score=are_scores
+                )
+            )
 
     def log_bytes(self, name: str, data: bytes) -> None:
         """Stores a small file, such as a picture, under a relative path."""
         self._put(_Artifact(name, data))
+
+    def log_picture(self, name: str, encoded: bytes, step: int) -> None:
+        """Stores a picture of what the run makes at a step."""
+        self._put(_Picture(name, encoded, step))
+
+    def log_dataset(self, url: str, shards: Collection[ShardEntry], *, context: str) -> None:
+        """Names a dataset of shards that the run reads or writes: its content links the runs that share it."""
+        if self._description is None:
+            return
+        rows = sum(shard.num_rows for shard in shards)
+        content = {"digest": content_digest(shards), "num_shards": len(shards), "num_rows": rows}
+        self._put(DatasetUse(url=storage.absolute(url), context=context, **content))  # type: ignore[arg-type]
+
+    def use_model(self, sha256: str) -> None:
+        """Names the segmenter with this content as one that the run uses, if it was logged."""
+        self._put(_Model(sha256))
+
+    def log_segmenter(self, url: str, sha256: str, step: int) -> None:
+        """Stores the trained segmenter as a model that MLflow serves, and registers it by option; waits for it."""
+        before = self._dropped
+        self._put(_Model(sha256, url, step))
+        if self.flush(MODEL_TIMEOUT_S) > before:
+            say("gwm: the segmenter was not stored in MLflow; it is in the output as ever.")
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
         """Sets or replaces tags of the run."""
@@ -189,6 +245,8 @@ class Tracker:
     def _open(self, description: RunDescription) -> None:
         self._run = MlflowRun(description, self._run_id)
         self._run_id = self._run.run_id
+        if self._watches_machine:
+            self._run.watch_machine()
 
     def _collect(self) -> list[_Entry]:
         """The waiting entries; metrics gather for a second, up to one request."""
@@ -211,8 +269,39 @@ class Tracker:
         if metrics and not self._attempt(partial(run.log_metrics, metrics)):
             self._dropped += len(metrics)
         for entry in others:
-            if not self._attempt(partial(_send_other, run, entry)):
+            if not self._attempt(partial(self._send_other, run, entry)):
                 self._dropped += 1
+
+    def _send_other(self, run: MlflowRun, entry: _Entry) -> None:
+        match entry:
+            case _Artifact():
+                run.log_bytes(entry.name, entry.data)
+            case _Picture():
+                run.log_picture(entry.name, entry.data, entry.step)
+            case _Tags():
+                run.set_tags(entry.values)
+            case DatasetUse():
+                run.log_dataset(entry)
+            case _Model():
+                self._send_model(run, entry)
+            case _Flush(status=status) if status:
+                run.end(status)
+
+    def _send_model(self, run: MlflowRun, model: _Model) -> None:
+        if model.url is None:
+            model_id = find_logged_model(run, model.sha256)
+            if model_id is not None:
+                run.use_model(model_id)
+            return
+        with tempfile.TemporaryDirectory(prefix="gwm-") as temporary:
+            folder = copy_segmenter(model.url, f"{temporary}/{FOLDER}")
+            files = SegmenterFiles(
+                folder=Path(folder),
+                sha256=model.sha256,
+                registered_model=self._registered_model,
+                step=model.step,
+            )
+            log_segmenter(run, files)
 
     def _attempt(self, request: Callable[[], None]) -> bool:
         """Whether a request succeeded, in a few attempts; in only one while the server is out."""
@@ -229,12 +318,3 @@ class Tracker:
                 return True
         self._is_out = True
         return False
-
-
-def _send_other(run: MlflowRun, entry: _Entry) -> None:
-    if isinstance(entry, _Artifact):
-        run.log_bytes(entry.name, entry.data)
-    elif isinstance(entry, _Tags):
-        run.set_tags(entry.values)
-    elif isinstance(entry, _Flush) and entry.status:
-        run.end(entry.status)

@@ -24,6 +24,7 @@ from pipeline.job_progress import JobProgress
 from pipeline.load_config import digest, extended, fingerprint, flatten
 from pipeline.model_card import PinnedTrainConfig
 from pipeline.placement import start_ray, unwrap
+from pipeline.registered_model import with_models_copied
 from pipeline.sample_cache import cache_folder
 from pipeline.summary import show_summary, write_summary
 from pipeline.tracking import Tracker
@@ -37,6 +38,7 @@ SECONDS_BETWEEN_LOOKS = 0.5
 def train(config: TrainConfig) -> dict[str, Any]:
     """Trains a segmenter on a flow dataset; returns the summary. A rerun goes on from the last checkpoint."""
     flow = open_flow_dataset(config.flow)
+    config = with_models_copied(config)
     initial_segmenter(config)  # weights that do not fit are refused before anything is written
     config = with_initial_content(config)
     output = Dataset.open(config.output, kind="model", config=config, schema_version=1)
@@ -51,6 +53,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         run_config=config,
         fingerprint=fingerprint(config),
     )
+    tracker.log_dataset(flow.dataset.url, flow.shards, context="training")
     began = time.monotonic()
     events = ClusterMailbox()
     job = TrainJob(config=config, flow=flow, cache_name=cache_name(config, flow), events=events)
@@ -64,6 +67,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         tracker.finish("FAILED" if isinstance(error, Exception) else "KILLED")
         raise unwrap(error) from error
     shutil.rmtree(cache_folder(config.cache.directory, job.cache_name), ignore_errors=True)
+    tracker.log_segmenter(config.output, read_model_card(config.output).sha256, step=config.num_steps)
     summary = finished(config, output, {"done": 1}, log.state, time.monotonic() - began)
     tracker.finish("FINISHED")
     return summary

@@ -28,7 +28,7 @@ class TrainingLog:
         else:
             name = f"pictures/step_{event['step']:06d}.jpg"
             storage.write_bytes(storage.join(self.output, name), event["picture"])
-            self.tracker.log_bytes(name, event["picture"])
+            self.tracker.log_picture("regions", event["picture"], step=event["step"])
 
     def check_finished(self) -> None:
         """GwmError where the workers ended the run before its last step."""

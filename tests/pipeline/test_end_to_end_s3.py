@@ -212,7 +212,27 @@ def test_each_command_is_one_finished_run_on_the_tracking_server(
     assert "loss" in runs["train"].data.metrics
 
 
+def test_the_runs_lead_from_one_to_the_next(in_bucket: Place, mlflow_server: str) -> None:
+    """By the flow that prepare wrote and train read, train's model, and the masks that evaluate scored."""
+    client = mlflow.MlflowClient(tracking_uri=mlflow_server)
+    whole = [client.get_run(run.info.run_id) for run in tracked_runs(mlflow_server)]
+    runs = {run.info.run_name.split()[0]: run for run in whole}
+
+    def datasets(command: str, context: str) -> list[str]:
+        used = runs[command].inputs.dataset_inputs
+        return [one.dataset.digest for one in used if [tag.value for tag in one.tags] == [context]]
+
+    assert datasets("prepare", "output") == datasets("train", "training") != []
+    assert datasets("segment", "output") == datasets("evaluate", "evaluation") != []
+    (trained,) = runs["train"].outputs.model_outputs
+    for command in ("segment", "evaluate"):
+        assert [used.model_id for used in runs[command].inputs.model_inputs] == [trained.model_id]
+    scores = {metric.key: metric.value for metric in client.get_logged_model(trained.model_id).metrics}
+    assert scores["j_official"] == in_bucket.summaries["evaluate"]["j_mean"]
+
+
 # Errors that a user can act on
+
 
 NO_CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": None,

@@ -6,20 +6,31 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.config import PrepareConfig, TrackingConfig
+from pipeline.pictures import encode_jpeg
 from pipeline.tracking import Tracker
 
 FINGERPRINT = "0123abcd"
 
 
 def start(
-    output: str, uri: str | None = None, *, videos: str = "in", fingerprint: str = FINGERPRINT
+    output: str,
+    uri: str | None = None,
+    *,
+    videos: str = "in",
+    fingerprint: str = FINGERPRINT,
+    system_metrics: bool = False,
 ) -> Tracker:
     config = PrepareConfig(videos=videos, output=output)
     return Tracker.start(
-        TrackingConfig(uri=uri), command="prepare", output=output, run_config=config, fingerprint=fingerprint
+        TrackingConfig(uri=uri, system_metrics=system_metrics),
+        command="prepare",
+        output=output,
+        run_config=config,
+        fingerprint=fingerprint,
     )
 
 
@@ -111,6 +122,27 @@ def test_a_parameter_longer_than_mlflow_allows_is_cut_and_kept_whole_beside(tmp_
     assert run.data.params["videos"] == "v" * 6000
     (file,) = (tmp_path / "out").rglob("params.json")
     assert "v" * 9000 in file.read_text()
+
+
+def test_pictures_are_kept_by_step_and_the_machine_is_watched(
+    mlflow_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    client, output = MlflowClient(tracking_uri=mlflow_server), str(tmp_path / "out")
+    tracker = start(output, mlflow_server, system_metrics=True)
+    picture = encode_jpeg(np.full((8, 16, 3), 200, np.uint8))
+    for step in (10, 20):
+        tracker.log_picture("regions", picture, step)
+    assert tracker.flush() == 0
+    (run,) = [run for run in runs(mlflow_server) if run.data.tags["gwm.output"] == output]
+    while "system/cpu_utilization_percentage" not in run.data.metrics:  # sent after a moment
+        run = client.get_run(run.info.run_id)
+    assert tracker.finish("FINISHED") == 0
+    images = [file.path for file in client.list_artifacts(run.info.run_id, "images")]
+    shown = sorted(path.split("%")[2] for path in images if path.endswith(".png"))
+    assert shown == ["10", "20"]
 
 
 class Door:

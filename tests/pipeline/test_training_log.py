@@ -16,9 +16,13 @@ class Recorder(Tracker):
         super().__init__(None)
         self.steps: list[int | None] = []
         self.tags: list[object] = []
+        self.pictures: list[object] = []
 
     def log_metrics(self, metrics, step=None) -> None:
         self.steps.append(step)
+
+    def log_picture(self, name, encoded, step) -> None:
+        self.pictures.append((name, encoded, step))
 
     def set_tags(self, tags) -> None:
         self.tags.append(tags)
@@ -48,6 +52,7 @@ def test_each_step_and_each_sentence_is_recorded_once(
     assert capsys.readouterr().err.count(f"gwm: {sentence}.\n") == 1
     assert tracker.tags == [{"gwm.fallback": sentence}]
     assert (tmp_path / "pictures" / "step_000004.jpg").read_bytes() == b"jpeg"
+    assert tracker.pictures == [("regions", b"jpeg", 4)]
     log.check_finished()
     log.take({"state": TrainingState(step=3, stopped="Too many.")})
     with pytest.raises(GwmError, match="Too many"):
