@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
+from unicodedata import combining, normalize
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,7 +14,7 @@ from pipeline import storage
 from pipeline.config import DecodeLimits
 from pipeline.contained import contained
 from pipeline.dataset import Dataset
-from pipeline.errors import UnitError, printable
+from pipeline.errors import UnitError
 from pipeline.images import Image, read_image_at
 from pipeline.masks import MaskRow, mask_rows
 from pipeline.model_card import anchor_positions
@@ -83,13 +84,18 @@ def _cell(photo: Photo, dataset: Dataset, limits: DecodeLimits) -> Pillow.Image:
         corner = ((CELL_WIDTH_PX - width_px) // 2, (CELL_HEIGHT_PX - height_px) // 2)
         cell.paste(Pillow.fromarray(drawn), corner)
     font = ImageFont.load_default(size=13)
-    text = ImageDraw.Draw(cell)
-    name = printable(photo.name)
+    text, name = ImageDraw.Draw(cell), _ascii(photo.name)
     while len(name) > 1 and text.textlength(name, font=font) > CELL_WIDTH_PX:
         name = f"…{name[2:]}"
     left = (CELL_WIDTH_PX - text.textlength(name, font=font)) / 2
     text.text((left, CELL_HEIGHT_PX + 2), name, fill=BLACK, font=font)
     return cell
+
+
+def _ascii(name: str) -> str:
+    """The name in the letters that Pillow's own font has."""
+    letters = (letter for letter in normalize("NFKD", name) if not combining(letter))
+    return "".join(letter if letter.isascii() and letter.isprintable() else "?" for letter in letters)
 
 
 def _drawn(photo: Photo, dataset: Dataset, limits: DecodeLimits) -> Image | None:

@@ -26,8 +26,8 @@ PICTURE_SIDE_PX = 854
 OBJECT_COLOUR = np.array([255, 64, 96], np.uint8)
 TINT = 0.38
 """Share of an object's colour in its pixels."""
-DARKER_AND_GREYER = np.float32(0.45) * (np.float32(0.5) * np.eye(3, dtype=np.float32) + np.float32(0.5 / 3))
-"""What becomes of the background's colours: halfway to grey, then 0.45 of it."""
+DARKER_AND_GREYER = np.float32(0.6) * (np.float32(0.5) * np.eye(3, dtype=np.float32) + np.float32(0.5 / 3))
+"""What becomes of the background's colours: halfway to grey, then 0.6 of it."""
 
 
 def colour_flow(flow: Float[np.ndarray, "2 H W"], max_px: float | None = None) -> UInt8[np.ndarray, "H W 3"]:
