@@ -11,6 +11,8 @@ from pycocotools import mask as coco
 MASK_SCHEMA_VERSION = 1
 NUM_ERRORS = b"num_errors"
 """Schema metadata: rows of the shard without a mask."""
+MAX_INDEX = 255
+"""An indexed PNG has no room for more objects."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,3 +86,13 @@ def encode_mask(mask: npt.NDArray[np.bool_]) -> bytes:
 def decode_mask(rle: bytes, height_px: int, width_px: int) -> npt.NDArray[np.bool_]:
     """The mask [H, W] of COCO run lengths. ValueError if they cover more than H x W pixels."""
     return np.asarray(coco.decode({"size": [height_px, width_px], "counts": rle}), dtype=np.bool_)
+
+
+def indexed_objects(row: MaskRow) -> npt.NDArray[np.uint8]:
+    """The number of the object at each pixel [H, W], 0 for none; objects above 255 are left out."""
+    size = (row.height_px or 0, row.width_px or 0)
+    numbers = np.zeros(size, np.uint8)
+    for number, rle in zip(row.object_ids or (), row.objects_rle or (), strict=True):
+        if number <= MAX_INDEX:
+            numbers[decode_mask(rle, *size)] = number
+    return numbers

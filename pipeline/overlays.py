@@ -43,7 +43,7 @@ class Drawings:
             self.clashes.append(row["source"])
 
 
-def write_overlays(config: PinnedConfig, dataset: Dataset) -> dict[str, Any]:
+def write_overlays(config: PinnedConfig, dataset: Dataset, progress: Progress) -> dict[str, Any]:
     """Draws what is not drawn yet of the masks that are there; returns what the summary says of it.
 
     `look_at` says where it is. What cannot be drawn is counted in `failed`, with the `reason` of one of them; a rerun
@@ -54,7 +54,7 @@ def write_overlays(config: PinnedConfig, dataset: Dataset) -> dict[str, Any]:
     inputs = Drawings()
     for row in inputs_of(absolute_spec(config.images), config.chunk_images):
         inputs.add(row, config, dataset)
-    outcomes = _write_films(inputs, config, dataset)
+    outcomes = _write_films(inputs, config, dataset, progress)
     photos, sheet = inputs.photos.chosen(), contact_sheet_url(dataset.url)
     if photos and storage.exists(sheet):
         outcomes.append(("skipped", ""))
@@ -70,16 +70,18 @@ def write_overlays(config: PinnedConfig, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _write_films(inputs: Drawings, config: PinnedConfig, dataset: Dataset) -> list[tuple[str, str]]:
+def _write_films(
+    inputs: Drawings, config: PinnedConfig, dataset: Dataset, progress: Progress
+) -> list[tuple[str, str]]:
     """The outcome of each video, and the reason where it failed."""
     outcomes = [("failed", f"{name}: the overlay of another video has its name") for name in inputs.clashes]
-    if not inputs.films:
-        return outcomes
-    with Progress(unit="frames drawn") as progress:
-        for row in drawn_films([*inputs.films.values()], config, dataset).iter_rows():
-            progress.advance(row["num_frames"])
-            if row["status"] != "drawing":
-                outcomes.append((row["status"], row["reason"] and f"{row['source']}: {row['reason']}"))
+    num_frames = 0
+    for row in drawn_films([*inputs.films.values()], config, dataset).iter_rows() if inputs.films else ():
+        if row["status"] == "drawing":
+            num_frames += row["num_frames"]
+            progress.advance(0, frames_drawn=num_frames)
+        else:
+            outcomes.append((row["status"], row["reason"] and f"{row['source']}: {row['reason']}"))
     return outcomes
 
 

@@ -48,8 +48,8 @@ def segment(config: SegmentConfig) -> dict[str, Any]:
                 num_errors += row["num_errors"]
                 progress.advance(row["num_units"], images=totals.num_rows, errors=num_errors)
                 tracker.log_metrics({**totals.metrics(), "errors": num_errors}, step=totals.units.total())
+            overlays = write_overlays(pinned, dataset, progress)
         manifest = dataset.write_manifest(totals.entries)
-        overlays = write_overlays(pinned, dataset)
     except BaseException as error:
         tracker.finish("FAILED" if isinstance(error, Exception) else "KILLED")
         raise unwrap(error) from error

@@ -11,8 +11,7 @@ from pipeline import storage
 from pipeline.config import SegmentConfig
 from pipeline.dataset import Dataset
 from pipeline.file_names import safe_key
-from pipeline.masks import MaskRow, decode_mask, mask_table
-from pipeline.objects import indexed_objects
+from pipeline.masks import MaskRow, decode_mask, indexed_objects, mask_table
 from pipeline.pictures import encode_indexed_png, encode_jpeg, encode_png, overlay
 from pipeline.records import Row, decode_image
 

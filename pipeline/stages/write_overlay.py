@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -19,8 +19,7 @@ from pipeline.film import FPS, FilmWriter, film_size
 from pipeline.frames import read_video, stamps
 from pipeline.images import Image, decode_images
 from pipeline.inputs import Source, frame_urls
-from pipeline.masks import MaskRow, decode_mask, mask_rows
-from pipeline.objects import indexed_objects
+from pipeline.masks import MaskRow, decode_mask, indexed_objects, mask_rows
 from pipeline.overlay_files import overlay_url
 from pipeline.pictures import overlay, overlay_objects
 from pipeline.records import Row
@@ -33,7 +32,8 @@ OUTLINE_SHARE = 1 / 360
 """Of the picture's shorter side."""
 
 
-class Video(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Video:
     """A video to be read in runs of frames."""
 
     source: Source
@@ -127,4 +127,4 @@ def _mask_at(row: MaskRow, height_px: int, width_px: int) -> npt.NDArray[np.floa
     # run lengths go down the columns, and so does the memory of what is decoded of them
     columns = decode_mask(row.mask_rle or b"", row.height_px or 0, row.width_px or 0).T.astype(np.uint8) * 255
     shown = cv2.resize(columns, (height_px, width_px), interpolation=cv2.INTER_AREA).T
-    return np.asarray(shown, np.float32) / 255
+    return np.asarray(shown / np.float32(255), np.float32)

@@ -208,11 +208,10 @@ class StagesOfSegment:
     model: str
 
     def config(self, **values: Any) -> SegmentConfig:
-        """Chunks of 8 images, unless said otherwise."""
-        defaults = {"images": self.folder / "videos", "model": self.model, "output": self.folder / "masks"}
-        return SegmentConfig(
-            **{"chunk_images": 8, **{key: str(url) for key, url in defaults.items()}, **values}
-        )
+        """Chunks of 8 images and no overlays, unless said otherwise."""
+        urls = {"images": self.folder / "videos", "model": self.model, "output": self.folder / "masks"}
+        defaults = {key: str(url) for key, url in urls.items()}
+        return SegmentConfig(**{"chunk_images": 8, "write_overlays": False, **defaults, **values})
 
     def plan(self, config: SegmentConfig) -> list[Row]:
         """The rows of plan_chunks for all inputs."""
