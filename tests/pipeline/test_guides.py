@@ -6,6 +6,7 @@ another language.
 
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from pipeline.masks import MASK_SCHEMA_VERSION
 from pipeline.records import FLOW_SCHEMA_VERSION
 
 PROJECT = Path(__file__).parents[2]
-GUIDES = ("formats.md",)
+GUIDES = ("formats.md", "your-own-video.md")
 BLOCK = re.compile(r"^```(bash|python|sql)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -42,8 +43,8 @@ def material(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Path:
-    """The folder with `videos`, `flow`, `masks` and `model`, and a `gwm` on the path that is this project's."""
-    make_video("clip.mp4", num_frames=10)
+    """The folder with `videos`, `my.mp4`, `flow`, `masks`, `model`, and a `gwm` on the path that is this project's."""
+    shutil.copy(make_video("clip.mp4", num_frames=10), tmp_path / "my.mp4")
     make_frame_folder("sequence", num_frames=6)
     prepare, segment = stages.config(), segment_stages.config()
     flow = Dataset.open(prepare.output, kind="flow", config=prepare, schema_version=FLOW_SCHEMA_VERSION)
