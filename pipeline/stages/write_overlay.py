@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import cv2
@@ -16,7 +17,7 @@ from pipeline.contained import contained
 from pipeline.dataset import Dataset
 from pipeline.errors import GwmError, UnitError, printable
 from pipeline.film import FPS, FilmWriter, film_size
-from pipeline.frames import read_video, stamps
+from pipeline.frames import read_video_on, stamps
 from pipeline.images import Image, decode_images
 from pipeline.inputs import Source, frame_urls
 from pipeline.masks import MaskRow, decode_mask, indexed_objects, mask_rows
@@ -24,7 +25,7 @@ from pipeline.overlay_files import overlay_url
 from pipeline.pictures import overlay, overlay_objects
 from pipeline.records import Row
 from pipeline.stages.plan_chunks import chunk_units, input_unit
-from pipeline.video import Frames, VideoIndex, probe
+from pipeline.video import Frames, VideoIndex, probe, stop_reading
 
 FRAMES_AT_ONCE = 32
 """Decoded frames that are held at a time."""
@@ -47,7 +48,7 @@ class Video:
             urls = [self.urls[position] for position in positions]
             return contained(config.decode, decode_images, urls, height_px=height_px, width_px=width_px)
         wanted = stamps(self.index, positions)
-        return read_video(self.source.url, wanted, height_px, width_px, config.decode)
+        return read_video_on(self.source.url, wanted, height_px, width_px, config.decode)
 
     def time_s(self, position: int) -> float:
         """The frame's presentation time; frames of a folder have no clock, and get one."""
@@ -89,7 +90,7 @@ def _write(row: Row, url: str, config: SegmentConfig, dataset: Dataset, fingerpr
     video = Video(source, index, frame_urls(source) if source.kind == "frames" else [])
     size = film_size(index.height_px, index.width_px)
     units = [unit for unit, _, _ in chunk_units(unit, len(index.pts), config) if dataset.is_done(unit)]
-    with storage.open_write(url) as file, FilmWriter(file.name, *size) as film:
+    with storage.open_write(url) as file, FilmWriter(file.name, *size) as film, _read_through(config):
         for unit in units:
             for masks in read_masks(dataset.shard_url(unit)):
                 found = [mask for mask in masks if mask.error is None]
@@ -100,6 +101,15 @@ def _write(row: Row, url: str, config: SegmentConfig, dataset: Dataset, fingerpr
                 yield len(found)
         if not film.num_frames:
             raise UnitError("none of its frames has a mask")
+
+
+@contextmanager
+def _read_through(config: SegmentConfig) -> Iterator[None]:
+    """Closes the video that the decoding process has open, in the end."""
+    try:
+        yield
+    finally:
+        contained(config.decode, stop_reading)
 
 
 def read_masks(shard_url: str) -> Iterator[list[MaskRow]]:
