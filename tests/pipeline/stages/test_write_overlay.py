@@ -8,6 +8,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.dataset import Dataset
+from pipeline.load_config import fingerprint
 from pipeline.masks import MaskRow, encode_mask
 from pipeline.overlay_files import contact_sheet_url, overlay_url
 from pipeline.pictures import OBJECT_COLOUR, voc_palette
@@ -116,6 +117,11 @@ def test_a_film_shows_the_masks_that_there_are_and_is_made_anew_when_more_come(s
     assert Path(config.output, "overlays/other.mp4").exists()
     segment_stages.run(config)
     assert outcome(draw(config)["clip.mp4"]) == ("written", 24)
+
+
+def test_whether_films_are_made_is_no_part_of_the_masks(segment_stages):
+    both = {fingerprint(segment_stages.config(write_overlays=value)) for value in (True, False)}
+    assert len(both) == 1
 
 
 def test_films_are_called_like_their_videos():
