@@ -14,7 +14,7 @@ from pipeline import storage
 from pipeline.config import DecodeLimits
 from pipeline.contained import contained
 from pipeline.dataset import Dataset
-from pipeline.errors import UnitError
+from pipeline.errors import GwmError
 from pipeline.images import Image, read_image_at
 from pipeline.masks import MaskRow, mask_rows
 from pipeline.model_card import anchor_positions
@@ -99,17 +99,19 @@ def _ascii(name: str) -> str:
 
 
 def _drawn(photo: Photo, dataset: Dataset, limits: DecodeLimits) -> Image | None:
-    """The photo in its cell's size with its mask over it; None where it has none, or cannot be read."""
-    mask = _mask_of(photo, dataset)
-    if mask is None or mask.height_px is None or mask.width_px is None:
-        return None
-    scale = min(CELL_HEIGHT_PX / mask.height_px, CELL_WIDTH_PX / mask.width_px)
-    size = [max(1, round(side * scale)) for side in (mask.height_px, mask.width_px)]
+    """The photo in its cell's size with its mask over it; None where it has none, or one of them cannot be read."""
     try:
+        mask = _mask_of(photo, dataset)
+        if mask is None or mask.height_px is None or mask.width_px is None:
+            return None
+        scale = min(CELL_HEIGHT_PX / mask.height_px, CELL_WIDTH_PX / mask.width_px)
+        size = [max(1, round(side * scale)) for side in (mask.height_px, mask.width_px)]
         image, _ = contained(limits, read_image_at, photo.url, *size)
-    except UnitError:
+        return draw_mask(image.transpose(1, 2, 0), mask)
+    except GwmError:
+        raise
+    except Exception:
         return None
-    return draw_mask(image.transpose(1, 2, 0), mask)
 
 
 def _mask_of(photo: Photo, dataset: Dataset) -> MaskRow | None:

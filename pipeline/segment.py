@@ -48,7 +48,7 @@ def segment(config: SegmentConfig) -> dict[str, Any]:
                 num_errors += row["num_errors"]
                 progress.advance(row["num_units"], images=totals.num_rows, errors=num_errors)
                 tracker.log_metrics({**totals.metrics(), "errors": num_errors}, step=totals.units.total())
-            overlays = write_overlays(pinned, dataset, progress)
+            overlays = write_overlays(pinned, dataset, progress, totals)
         manifest = dataset.write_manifest(totals.entries)
     except BaseException as error:
         tracker.finish("FAILED" if isinstance(error, Exception) else "KILLED")
