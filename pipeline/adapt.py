@@ -83,7 +83,7 @@ def adapt(config: SegmentConfig) -> dict[str, Any]:
         make_model(config, below)
     common = replace(config, adapt=False)
     say("3. gwm segment: masks of the model as it was given")
-    segment(replace(common, output=below("before"), write_png=False))
+    segment(replace(common, output=below("before"), write_png=False, write_overlays=False))
     say("4. gwm segment: masks of the adapted model")
     summary = segment(replace(common, model=below("model")))
     return finished(config, summary, below)

@@ -258,6 +258,7 @@ class SegmentPlacement(ClusterPlacement):
     refine_masks: StagePlacement = field(default_factory=lambda: StagePlacement(num_cpus=0.5))
     """With refine.method=crf."""
     write_mask_shard: StagePlacement = field(default_factory=lambda: StagePlacement(num_cpus=0.25))
+    write_overlay: StagePlacement = field(default_factory=StagePlacement)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -312,6 +313,8 @@ class SegmentConfig:
     """Also write separate objects (columns object_ids, objects_rle); a video is then one unit, for their numbers."""
     write_png: bool = False
     """Also write PNG masks and overlay pictures beside the shards, with write_objects also PNGs of the objects."""
+    write_overlays: bool = True
+    """In the end draw the masks over what they were made of: a film of each video, and one sheet of photos."""
     retry_quarantined: bool = False
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     placement: SegmentPlacement = field(default_factory=SegmentPlacement)

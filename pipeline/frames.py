@@ -18,10 +18,7 @@ from pipeline.errors import UnitError
 from pipeline.images import decode_images, resize_image
 from pipeline.inputs import Source
 from pipeline.records import Row, decode_image
-from pipeline.video import Frames, VideoIndex, decode_frames, probe
-
-FROM_START = -(2**62)
-"""Stands for no keyframe: decoding starts at the start of the file."""
+from pipeline.video import FROM_START, Frames, VideoIndex, decode_frames, decode_on, probe
 
 Kind = Literal["files", "video", "flow"]
 
@@ -139,6 +136,20 @@ def read_video(
                 )
             )
     return np.concatenate(parts)
+
+
+def read_video_on(url: str, wanted: Stamps, height_px: int, width_px: int, limits: DecodeLimits) -> Frames:
+    """As `read_video` for a run of frames, going on where the last run was read to, if that was before this one."""
+    return contained(
+        limits,
+        decode_on,
+        url,
+        wanted.pts,
+        seek_pts=None if wanted.seek_pts[0] == FROM_START else wanted.seek_pts[0],
+        timed=wanted.timed,
+        height_px=height_px,
+        width_px=width_px,
+    )
 
 
 def _runs(wanted: Stamps) -> list[tuple[int, list[int]]]:

@@ -29,6 +29,7 @@ NOT_PART_OF_A_RESULT = (
     "placement",
     "tracking",
     "retry_quarantined",
+    "write_overlays",
     "decode.timeout_s",
     "decode.max_bytes",
     "cache",
@@ -38,7 +39,8 @@ NOT_PART_OF_A_RESULT = (
     "log_every_steps",
     "picture_every_steps",
 )
-"""Values that say where and how a job runs, or which model it uses: a model counts by its content, not by its place."""
+"""Values that say where and how a job runs, what is drawn of its result, or which model it uses: a model counts by its
+content, not by its place."""
 
 MAX_YAML_BYTES = 2**20
 MAX_YAML_DEPTH = 16

@@ -14,6 +14,8 @@ from pipeline.errors import GwmError, UnitError
 MASK_SCHEMA_VERSION = 1
 NUM_ERRORS = b"num_errors"
 """Schema metadata: rows of the shard without a mask."""
+MAX_INDEX = 255
+"""An indexed PNG has no room for more objects."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,3 +98,13 @@ def readable_mask(owner: str) -> Iterator[None]:
         yield
     except (UnitError, ArithmeticError, TypeError, ValueError) as error:
         raise GwmError(f"{owner} has a mask that cannot be read: {error}.") from error
+
+
+def indexed_objects(row: MaskRow) -> npt.NDArray[np.uint8]:
+    """The number of the object at each pixel [H, W], 0 for none; objects above 255 are left out."""
+    size = (row.height_px or 0, row.width_px or 0)
+    numbers = np.zeros(size, np.uint8)
+    for number, rle in zip(row.object_ids or (), row.objects_rle or (), strict=True):
+        if number <= MAX_INDEX:
+            numbers[decode_mask(rle, *size)] = number
+    return numbers

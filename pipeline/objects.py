@@ -9,12 +9,9 @@ import numpy.typing as npt
 from pycocotools import mask as coco
 
 from gwm_model.labels import split_components, spread_labels
-from pipeline.masks import MaskRow, decode_mask, encode_mask
+from pipeline.masks import encode_mask
 from pipeline.metrics import Mask
 from pipeline.records import Row
-
-MAX_INDEX = 255
-"""An indexed PNG has no room for more objects."""
 
 
 class Objects(Protocol):
@@ -78,16 +75,6 @@ class VideoObjects:
             for label, rle in rles.items():
                 parts.setdefault(numbers[label], []).append(rle)
             yield _columns({number: _union(parts[number], size) for number in parts if number > 0})
-
-
-def indexed_objects(row: MaskRow) -> npt.NDArray[np.uint8]:
-    """The number of the object at each pixel [H, W], 0 for none; objects above 255 are left out."""
-    size = (row.height_px or 0, row.width_px or 0)
-    numbers = np.zeros(size, np.uint8)
-    for number, rle in zip(row.object_ids or (), row.objects_rle or (), strict=True):
-        if number <= MAX_INDEX:
-            numbers[decode_mask(rle, *size)] = number
-    return numbers
 
 
 def _union(rles: Sequence[bytes], size: Sequence[int]) -> bytes:

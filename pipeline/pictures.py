@@ -24,6 +24,10 @@ REGION_COLOURS = np.array(
 PICTURE_SIDE_PX = 854
 """Longest side of a picture that stands for an image: ground of its overlay, guide of its mask."""
 OBJECT_COLOUR = np.array([255, 64, 96], np.uint8)
+TINT = 0.38
+"""Share of an object's colour in its pixels."""
+DARKER_AND_GREYER = np.float32(0.6) * (np.float32(0.5) * np.eye(3, dtype=np.float32) + np.float32(0.5 / 3))
+"""What becomes of the background's colours: halfway to grey, then 0.6 of it."""
 
 
 def colour_flow(flow: Float[np.ndarray, "2 H W"], max_px: float | None = None) -> UInt8[np.ndarray, "H W 3"]:
@@ -48,19 +52,38 @@ def colour_regions(probabilities: Float[np.ndarray, "K H W"]) -> UInt8[np.ndarra
 
 
 def overlay(
-    image: UInt8[np.ndarray, "H W 3"], mask: Float[np.ndarray, "H W"] | Bool[np.ndarray, "H W"]
+    image: UInt8[np.ndarray, "H W 3"],
+    mask: Float[np.ndarray, "H W"] | Bool[np.ndarray, "H W"],
+    *,
+    colour: UInt8[np.ndarray, "3"] | UInt8[np.ndarray, "H W 3"] = OBJECT_COLOUR,
+    outline_px: int = 1,
 ) -> UInt8[np.ndarray, "H W 3"]:
     """The image with the object tinted, its outline drawn and the background darkened and greyed."""
-    weight = np.clip(mask.astype(np.float32), 0, 1)[..., None]
-    grey = image.mean(-1, keepdims=True)
-    background = 0.45 * (0.5 * image + 0.5 * grey)
-    tinted = 0.62 * image + 0.38 * OBJECT_COLOUR
-    mixed = np.ascontiguousarray(np.rint(weight * tinted + (1 - weight) * background).astype(np.uint8))
-    contours, _ = cv2.findContours(
-        (weight[..., 0] > 0.5).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
-    )
-    cv2.drawContours(mixed, contours, -1, (255, 255, 255), 1)
-    return mixed
+    weight = np.clip(np.ascontiguousarray(mask, np.float32), 0, 1)
+    background = cv2.transform(image, DARKER_AND_GREYER)
+    tint = np.ascontiguousarray(np.broadcast_to(colour, image.shape))
+    tinted = cv2.addWeighted(image, 1 - TINT, tint, TINT, 0)
+    mixed = cv2.blendLinear(tinted, background, weight, 1 - weight)
+    return _outlined(mixed, weight > 0.5, outline_px)
+
+
+def overlay_objects(
+    image: UInt8[np.ndarray, "H W 3"], numbers: UInt8[np.ndarray, "H W"], *, outline_px: int = 1
+) -> UInt8[np.ndarray, "H W 3"]:
+    """As `overlay`, each object in its number's colour of the palette of PASCAL VOC and DAVIS; 0 is background."""
+    picture = overlay(image, numbers > 0, colour=voc_palette()[numbers], outline_px=outline_px)
+    for number in np.unique(numbers[numbers > 0]):
+        _outlined(picture, numbers == number, outline_px)
+    return picture
+
+
+def _outlined(
+    picture: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "H W"], outline_px: int
+) -> UInt8[np.ndarray, "H W 3"]:
+    """The picture itself, with the mask's outline drawn on it."""
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(picture, contours, -1, (255, 255, 255), outline_px)
+    return picture
 
 
 def mask_picture(mask: Float[np.ndarray, "H W"] | Bool[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W 3"]:

@@ -16,6 +16,7 @@ from pipeline.listing import each_of_page, listed
 from pipeline.load_config import fingerprint
 from pipeline.masks import MASK_SCHEMA_VERSION
 from pipeline.model_card import ModelCard, PinnedConfig, pin, with_absolute_paths
+from pipeline.overlays import say_where_to_look, write_overlays
 from pipeline.placement import actor_pool, start_ray, tasks, torch_device, torch_threads, unwrap
 from pipeline.registered_model import with_models_copied
 from pipeline.stages.load_chunk import load_chunk
@@ -51,6 +52,7 @@ def segment(config: SegmentConfig) -> dict[str, Any]:
                 num_errors += row["num_errors"]
                 progress.advance(row["num_units"], images=totals.num_rows, errors=num_errors)
                 tracker.log_metrics({**totals.metrics(), "errors": num_errors}, step=totals.units.total())
+            overlays = write_overlays(pinned, dataset, progress, totals)
         manifest = dataset.write_manifest(totals.entries)
         tracker.log_dataset(dataset.url, dataset.manifest(), context="output")
     except BaseException as error:
@@ -64,9 +66,11 @@ def segment(config: SegmentConfig) -> dict[str, Any]:
         errors=num_errors,
         bytes=totals.num_bytes,
         dataset=asdict(manifest),
+        overlays=overlays,
     )
     tracker.finish("FINISHED")
     show_summary(summary, f"gwm evaluate --config conf/evaluate.yaml masks={config.output}")
+    say_where_to_look(overlays)
     return summary
 
 

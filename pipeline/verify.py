@@ -22,7 +22,8 @@ from pipeline.progress import Progress, print_result
 COMMANDS = {"flow": "gwm prepare", "masks": "gwm segment"}
 OURS = re.compile(
     r"dataset\.json|manifest\.parquet|summary\.json|progress\.json|shards/[^/]+\.parquet|quarantine/[^/]+\.json"
-    r"|mlflow\.db(-\w+)?|mlflow_artifacts/.+|(png|overlay|objects)/.+|(adaptation|models)/.+|report\.html"
+    r"|mlflow\.db(-\w+)?|mlflow_artifacts/.+|(png|overlay|objects|overlays)/.+|contact_sheet\.jpg|report\.html"
+    r"|(adaptation|models)/.+"
 )
 """Paths that gwm writes into a dataset."""
 ABANDONED_AFTER_S = 600.0

@@ -7,7 +7,7 @@ are counted instead: their index is made by decoding once, and a clip is decoded
 
 import errno
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 import av
@@ -31,6 +31,8 @@ Frames = npt.NDArray[np.uint8]
 ALONE = {"protocol_whitelist": "none"}
 """A list of files that is called a video opens none of them: neither this machine's nor another's."""
 UNTIMED_CONTAINERS = frozenset({"avi"})
+FROM_START = -(2**62)
+"""Stands for no time stamp: before any."""
 EARLY_FRAME_S = 1e-3
 """Containers round times to milliseconds: a frame that early still belongs to its tick."""
 FULL_CHROMA = Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
@@ -166,13 +168,61 @@ def decode_frames(
         with _opened(url, num_threads) as (container, stream):
             if start is not None:
                 container.seek(start, stream=stream)
-            found = _collect(_decoded(container, stream), pts, timed, frames)
+            found = _collect(_stamped(_decoded(container, stream), timed), pts, timed, frames)
         missing = [stamp for stamp in pts if stamp not in found]
         if not missing:
             return frames
     raise UnitError(
         f"{len(missing)} of {len(pts)} frames cannot be decoded, the first at time stamp {missing[0]}"
     )
+
+
+def decode_on(
+    url: str, pts: Sequence[int], *, seek_pts: int | None, timed: bool, height_px: int, width_px: int
+) -> Frames:
+    """The same frames as `decode_frames`, going on where this process stopped reading the video, if that was before.
+
+    So a whole video is decoded once, wherever its keyframes are. `stop_reading` closes it.
+    """
+    global _reading
+    frames = np.empty((len(pts), 3, height_px, width_px), dtype=np.uint8)
+    for start in (seek_pts, None) if timed else (None,):
+        if _reading is None or _reading.url != url or _reading.passed >= pts[0]:
+            stop_reading()
+            _reading = _Reading(url, start, timed)
+        with suppress(av.error.FFmpegError, OSError):  # read anew, it says what is wrong
+            if len(_collect(_reading.frames, pts, timed, frames)) == len(pts):
+                _reading.passed = pts[-1]
+                return frames
+        stop_reading()
+    return decode_frames(url, pts, seek_pts=seek_pts, timed=timed, height_px=height_px, width_px=width_px)
+
+
+def stop_reading() -> None:
+    """Closes the video that `decode_on` would go on with."""
+    global _reading
+    if _reading is not None:
+        _reading.close()
+        _reading = None
+
+
+class _Reading:
+    """A video that is open, its decoded frames up to the last that was asked for."""
+
+    def __init__(self, url: str, seek_pts: int | None, timed: bool) -> None:
+        self.url, self.passed = url, FROM_START
+        self._opened = ExitStack()
+        container, stream = self._opened.enter_context(_opened(url))
+        if seek_pts is not None:
+            container.seek(seek_pts, stream=stream)
+        self.frames = _stamped(_decoded(container, stream), timed)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._opened.close()
+
+
+_reading: _Reading | None = None
 
 
 def _probe_folder(source: Source) -> VideoIndex:
@@ -277,12 +327,19 @@ def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFr
             yield from (frame for frame in packet.decode() if isinstance(frame, VideoFrame))
 
 
-def _collect(decoded: Iterable[VideoFrame], pts: Sequence[int], timed: bool, frames: Frames) -> set[int]:
-    """Fill `frames` with the wanted ones of `decoded`, and return the time stamps found."""
+def _stamped(decoded: Iterable[VideoFrame], timed: bool) -> Iterator[tuple[int | None, VideoFrame]]:
+    """The frames, each with its time stamp, or else with its number."""
+    for number, frame in enumerate(decoded):
+        yield frame.pts if timed else number, frame
+
+
+def _collect(
+    stamped: Iterable[tuple[int | None, VideoFrame]], pts: Sequence[int], timed: bool, frames: Frames
+) -> set[int]:
+    """Fill `frames` with the wanted ones of those that come, and return the time stamps found."""
     position = {stamp: i for i, stamp in enumerate(pts)}
     found: set[int] = set()
-    for number, frame in enumerate(decoded):
-        stamp = frame.pts if timed else number
+    for stamp, frame in stamped:
         if stamp is None or frame.is_corrupt:
             continue
         if stamp in position:

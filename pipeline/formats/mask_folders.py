@@ -17,6 +17,7 @@ import numpy as np
 from pipeline import storage
 from pipeline.config import ExportConfig
 from pipeline.errors import GwmError
+from pipeline.file_names import safe_key
 from pipeline.formats.shards import (
     Folders,
     Inputs,
@@ -30,7 +31,6 @@ from pipeline.formats.shards import (
 from pipeline.metrics import Mask
 from pipeline.pictures import encode_indexed_png, encode_png
 from pipeline.predictions import sequence_name
-from pipeline.stages.write_mask_shard import safe_key
 from pipeline.summary import write_json
 
 FramesOf = dict[str, list[str]]

@@ -14,6 +14,7 @@ from pipeline.config import DecodeLimits, ExportConfig
 from pipeline.contained import contained
 from pipeline.dataset import Dataset
 from pipeline.errors import GwmError, UnitError
+from pipeline.file_names import safe_key
 from pipeline.frames import FrameList, read_frame_list
 from pipeline.images import read_jpeg
 from pipeline.inputs import VIDEO_SUFFIXES, Source, frame_urls, input_root
@@ -21,7 +22,6 @@ from pipeline.masks import MaskRow, decode_mask, readable_mask
 from pipeline.metrics import Mask
 from pipeline.progress import Progress
 from pipeline.records import encode_image
-from pipeline.stages.write_mask_shard import safe_key
 
 WRITERS = 4
 """Shards at work at a time: while one waits for storage another is decoded."""

@@ -15,6 +15,7 @@ from pipeline.frames import stamps
 from pipeline.inputs import Source, find_images, frame_urls
 from pipeline.masks import NUM_ERRORS
 from pipeline.model_card import anchor_positions
+from pipeline.overlay_files import forget_drawing
 from pipeline.records import Row
 from pipeline.stages.failure import failed_row
 from pipeline.stages.plan_clips import check_size, clip_spans
@@ -50,7 +51,7 @@ def plan_chunks(row: Row, config: SegmentConfig, dataset: Dataset, fingerprint: 
     read is a unit itself and fails as a whole.
     """
     began = time.monotonic()
-    unit = unit_id(fingerprint, row["kind"], *row["names"], *(int(size) for size in row["sizes"]))
+    unit = input_unit(row, fingerprint)
     if row["kind"] != "images" and dataset.is_quarantined(
         unit
     ):  # not looked at again: it may have taken its time to fail
@@ -62,7 +63,20 @@ def plan_chunks(row: Row, config: SegmentConfig, dataset: Dataset, fingerprint: 
     except Exception as error:
         chunks = [failed_row({"unit": unit, "source": row["source"]}, "plan_chunks", error)]
     rows = _still_to_do(chunks, dataset, retry=config.retry_quarantined)
+    if any(chunk["status"] == "planned" for chunk in rows):
+        forget_drawing(row, dataset)
     return _with_counts(rows, time.monotonic() - began)
+
+
+def input_unit(row: Row, fingerprint: str) -> str:
+    """The name of a row of `inputs_of` as a unit: that of a chunk of images, and part of those of a video's chunks."""
+    return unit_id(fingerprint, row["kind"], *row["names"], *(int(size) for size in row["sizes"]))
+
+
+def chunk_units(video: str, num_frames: int, config: SegmentConfig) -> list[tuple[str, int, int]]:
+    """The chunks of a video: their units, each with the frames [start, stop) that it owns."""
+    spans = clip_spans(num_frames, num_frames if config.write_objects else config.chunk_images)
+    return [(unit_id(video, start, stop), start, stop) for start, stop in spans]
 
 
 def _with_counts(rows: list[Row], seconds: float) -> list[Row]:
@@ -97,12 +111,11 @@ def _video_chunks(row: Row, video: str, config: SegmentConfig) -> list[Row]:
     urls = frame_urls(source) if source.kind == "frames" else []
     anchors = anchor_positions(len(index.pts), config.anchor_frames)
     chunks = []
-    chunk_frames = len(index.pts) if config.write_objects else config.chunk_images
-    for start, stop in clip_spans(len(index.pts), chunk_frames):
+    for unit, start, stop in chunk_units(video, len(index.pts), config):
         positions = list(range(start, stop))
         chunks.append(
             {
-                "unit": unit_id(video, start, stop),
+                "unit": unit,
                 "source": source.name,
                 "status": "planned",
                 "kind": source.kind,

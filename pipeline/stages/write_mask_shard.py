@@ -1,8 +1,6 @@
 """A chunk's shard of masks, and the pictures beside it by option."""
 
-import hashlib
 import json
-import re
 import time
 from pathlib import PurePosixPath
 
@@ -12,16 +10,11 @@ import numpy as np
 from pipeline import storage
 from pipeline.config import SegmentConfig
 from pipeline.dataset import Dataset
-from pipeline.masks import MaskRow, decode_mask, mask_table
-from pipeline.objects import indexed_objects
+from pipeline.file_names import safe_key
+from pipeline.masks import MaskRow, decode_mask, indexed_objects, mask_table
 from pipeline.pictures import encode_indexed_png, encode_jpeg, encode_png, overlay
 from pipeline.records import Row, decode_image
 
-MAX_NAME_BYTES = 200
-"""Of one part of a path; file systems take 255, with our suffix."""
-DIGEST_MARK = "~"
-PICTURES = (".png", ".jpg")
-"""Suffixes of what is written: a folder that has one could be in the way of a file."""
 STAGES = ("plan_chunks", "load_chunk", "segment_images", "refine_masks", "write_mask_shard")
 
 
@@ -57,28 +50,6 @@ def write_mask_shard(row: Row, config: SegmentConfig, dataset: Dataset) -> Row:
         "sha256": entry.sha256,
         "seconds_write_mask_shard": time.monotonic() - began,
     }
-
-
-def safe_key(name: str, *, is_folder: bool = False) -> str:
-    """A source's name as a path below a folder: never out of it, never another's, never too long to write.
-
-    A plain name stays as it is. Any other lies in a folder of its own that is called after its digest.
-    """
-    *folders, last = parts = name.split("/")
-    files = [] if is_folder else [last]
-    folders = folders if files else parts
-    if all(map(_is_plain, parts)) and not any(part.endswith(PICTURES) for part in folders):
-        return name
-    own = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:32]
-    shown = [re.sub(r"[^\w.-]|^\.", "_", part)[: MAX_NAME_BYTES // 4] for part in parts if part.strip(".")]
-    return "/".join([f"{DIGEST_MARK}{own}", *shown[-2:]])
-
-
-def _is_plain(part: str) -> bool:
-    """Whether a part of a name may be written, and hides nothing."""
-    is_short = 0 < len(part.encode(errors="surrogateescape")) <= MAX_NAME_BYTES
-    starts_well = not part.startswith((DIGEST_MARK, storage.TEMPORARY_PREFIX)) and part.strip(".") != ""
-    return is_short and starts_well and part.isprintable() and "\\" not in part
 
 
 def _picture_keys(row: Row) -> list[str]:

@@ -210,10 +210,10 @@ class StagesOfSegment:
     model: str
 
     def config(self, **values: Any) -> SegmentConfig:
-        """Chunks of 8 images by few workers, masks as the network has them, unless said otherwise."""
+        """Chunks of 8 images by few workers, masks as the network has them, no overlays, unless said otherwise."""
         places = {"images": self.folder / "videos", "model": self.model, "output": self.folder / "masks"}
-        plain = RefineConfig(method="none")
-        defaults = {"chunk_images": 8, "placement": few_workers.SEGMENT, "refine": plain}
+        plain = {"refine": RefineConfig(method="none"), "write_overlays": False}
+        defaults = {"chunk_images": 8, "placement": few_workers.SEGMENT, **plain}
         return SegmentConfig(**{**defaults, **{key: str(url) for key, url in places.items()}, **values})
 
     def plan(self, config: SegmentConfig) -> list[Row]:

@@ -147,6 +147,8 @@ def test_flow_shards_are_the_same_bytes_in_a_bucket_and_on_disk(in_bucket: Place
 def test_mask_shards_of_one_model_are_the_same_bytes(in_bucket: Place, on_disk: Place) -> None:
     assert in_bucket.files("masks/shards")
     assert in_bucket.files("masks/shards") == on_disk.files("masks/shards")
+    assert sorted(in_bucket.files("masks/overlays")) == [f"{sequence}.mp4" for sequence in sorted(SEQUENCES)]
+    assert in_bucket.files("masks/overlays") == on_disk.files("masks/overlays")
 
 
 @pytest.mark.parametrize("dataset", ["flow", "masks"])

@@ -8,6 +8,7 @@ another.
 import os
 import re
 import shlex
+import shutil
 import stat
 import subprocess
 import sys
@@ -36,8 +37,8 @@ NEEDS = {
     "weights",
 }
 RUNS = ("bash", "python", "sql")
-WITH_RAY = {"evaluating.md", "first-bucket.md"}
-"""Pages whose commands start Ray, on a bucket."""
+WITH_RAY = {"evaluating.md", "first-bucket.md", "your-own-video.md"}
+"""Pages whose commands start Ray, with a bucket at hand."""
 COMMAND = re.compile(
     r"^(gwm|infra/scripts/\S+|pip|python|export|docker|kubectl|ray|import|from|select) ", re.M
 )
@@ -126,13 +127,14 @@ def test_commands_that_are_not_run_are_taken(
 def material(
     rendered_flow: str, rendered_masks: str, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """The folder: `videos`, `flow`, `masks`, `model`, `DAVIS`, `photo.jpg` and `conf`; and a `gwm` on the path."""
+    """The folder: `videos`, `my.mp4`, `flow`, `masks`, `model`, `DAVIS`, `photo.jpg` and `conf`; and a `gwm` on the path."""
     links = {"flow": rendered_flow, "masks": rendered_masks, "model": tiny_model, "conf": PROJECT / "conf"}
     for name, target in {**links, "videos": Path(rendered_flow).parent / "videos"}.items():
         (tmp_path / name).symlink_to(target)
     scenes = {name: render_scene(seed, num_frames=6) for seed, name in enumerate(("blackswan", "camel"))}
     write_davis_layout(tmp_path / "DAVIS", scenes)
     (tmp_path / "photo.jpg").symlink_to(tmp_path / "DAVIS" / "JPEGImages" / "480p" / "camel" / "00000.jpg")
+    shutil.copy(tmp_path / "videos" / "0.mp4", tmp_path / "my.mp4")
     command = tmp_path / "bin" / "gwm"
     command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m pipeline "$@"\n')

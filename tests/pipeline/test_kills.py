@@ -59,6 +59,11 @@ class Job:
         """Finished shards; a file that a kill left before its rename is none."""
         return {path.name: path.read_bytes() for path in self.output.glob("shards/[!.]*")}
 
+    def drawings(self) -> Shards:
+        """Overlays of the videos, and the contact sheet; no part of one, and nothing half-written."""
+        files = [*self.output.glob("overlays/*"), *self.output.glob("contact_sheet.*")]
+        return {path.name: path.read_bytes() for path in files}
+
     def into(self, output: Path) -> "Job":
         return Job(self.words, output)
 
@@ -105,6 +110,7 @@ def segment_reference(
     job = Job(words, tmp_path_factory.mktemp("segment") / "reference")
     job.finish()
     assert len(job.shards()) == 46
+    assert len(job.drawings()) == 7
     return job
 
 
@@ -164,7 +170,8 @@ def workers_of(nodes: Iterable[Any], stage: str) -> list[int]:
 
 def same_as(job: Job, reference: Job) -> bool:
     manifests = [(each.output / "manifest.parquet").read_bytes() for each in (job, reference)]
-    return job.shards() == reference.shards() and manifests[0] == manifests[1]
+    drawn = job.drawings() == reference.drawings()
+    return job.shards() == reference.shards() and manifests[0] == manifests[1] and drawn
 
 
 @pytest.mark.ray

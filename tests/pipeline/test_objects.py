@@ -11,9 +11,9 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from pipeline.dataset import Dataset
-from pipeline.masks import MaskRow, decode_mask, encode_mask
+from pipeline.masks import MaskRow, decode_mask, encode_mask, indexed_objects
 from pipeline.metrics import object_jaccards
-from pipeline.objects import ImageObjects, VideoObjects, indexed_objects
+from pipeline.objects import ImageObjects, VideoObjects
 from pipeline.scenes import render_scene
 from pipeline.segment import segment
 from pipeline.stages.load_chunk import load_chunk

@@ -14,6 +14,7 @@ from pipeline.pictures import (
     encode_png,
     mask_picture,
     overlay,
+    overlay_objects,
     resize,
     side_by_side,
     stacked,
@@ -63,6 +64,22 @@ def test_overlay_brightens_the_object_and_darkens_the_rest(dtype: type) -> None:
     assert picture[10, 10, 0] > 128 > picture[1, 1, 0]
     assert tuple(picture[5, 5]) == (255, 255, 255)
     assert (image == 128).all()
+
+
+def test_an_overlay_is_tinted_as_far_as_the_mask_covers_a_pixel() -> None:
+    image = np.full((9, 9, 3), 200, np.uint8)
+    reds = [int(overlay(image, np.full((9, 9), share, np.float32))[4, 4, 0]) for share in (0.0, 0.25, 0.45)]
+    assert reds == sorted(set(reds))
+    assert 100 < reds[0] < 140
+
+
+def test_objects_that_touch_are_kept_apart_by_an_outline() -> None:
+    numbers = np.zeros((40, 40), np.uint8)
+    numbers[10:30, 5:20], numbers[10:30, 20:35] = 1, 2
+    picture = overlay_objects(np.full((40, 40, 3), 90, np.uint8), numbers)
+    assert (picture[20, 19:21] == 255).all()
+    assert np.argmax(picture[20, 12]) == 0
+    assert np.argmax(picture[20, 28]) == 1
 
 
 def test_mask_picture_is_grey() -> None:

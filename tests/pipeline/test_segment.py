@@ -12,6 +12,7 @@ from pipeline.config import SegmentConfig, TrackingConfig
 from pipeline.dataset import Dataset
 from pipeline.errors import GwmError
 from pipeline.segment import segment
+from pipeline.verify import verify
 
 
 def fill(folder, make_video, make_frame_folder):
@@ -24,11 +25,16 @@ def fill(folder, make_video, make_frame_folder):
     (folder / "videos" / "text.mp4").write_text("no video")
 
 
+def drawings(output):
+    files = [*Path(output).rglob("*.mp4"), *Path(output).rglob("*.jpg")]
+    return {str(path.relative_to(output)): path.read_bytes() for path in files}
+
+
 def test_a_run_a_rerun_and_the_stages_alone_give_the_same_shards(
     ray_local, segment_stages, make_video, make_frame_folder, tmp_path, capsys
 ):
     fill(tmp_path, make_video, make_frame_folder)
-    config = segment_stages.config(write_segments=True)
+    config = segment_stages.config(write_segments=True, write_overlays=True)
     summary = segment(config)
     assert summary["units"] == {"done": 6, "skipped": 0, "quarantined": 1}
     assert (summary["images"], summary["errors"]) == (36, 1)
@@ -40,8 +46,19 @@ def test_a_run_a_rerun_and_the_stages_alone_give_the_same_shards(
     manifest = Dataset(url=config.output).manifest()
     assert sum(entry.num_rows for entry in manifest) == 36
 
+    drawn = drawings(config.output)
+    assert sorted(drawn) == ["contact_sheet.jpg", "overlays/clips/v.mp4", "overlays/folder.mp4"]
+    counts = {"written": 3, "skipped": 0, "failed": 1}
+    where = f"{config.output}/overlays and {config.output}/contact_sheet.jpg"
+    assert summary["overlays"] == counts | {"reason": "text.mp4: it is in quarantine", "look_at": where}
+    assert capsys.readouterr().err.splitlines()[-1] == f"Look at {where}"
+    assert summary["seconds"]["write_overlay"] > 0
+    assert verify(config.output) == []
+
     before = {url: Path(url).read_bytes() for url in Dataset(url=config.output).shards()}
     again = segment(config)
+    assert drawings(config.output) == drawn
+    assert again["overlays"] == summary["overlays"] | {"written": 0, "skipped": 3}
     assert again["units"] == {"done": 0, "skipped": 6, "quarantined": 1}
     assert again["errors"] == 1
     assert before == {url: Path(url).read_bytes() for url in Dataset(url=config.output).shards()}

@@ -1,6 +1,8 @@
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -9,11 +11,23 @@ import numpy as np
 import pytest
 from av.video.reformatter import Interpolation
 
+from pipeline import video
 from pipeline.errors import GwmError, UnitError
 from pipeline.images import decode_images
 from pipeline.inputs import Source
-from pipeline.video import EXACT, VideoIndex, decode_frames, fitted_size, kept_frames, probe, read_header
+from pipeline.video import (
+    EXACT,
+    VideoIndex,
+    decode_frames,
+    decode_on,
+    fitted_size,
+    kept_frames,
+    probe,
+    read_header,
+    stop_reading,
+)
 
+stamped = video._stamped
 VARIABLE_MS = np.cumsum([0] + [40, 20, 70] * 10)[:30].tolist()
 
 
@@ -31,13 +45,15 @@ def sequential(path: Path) -> np.ndarray:
     return np.stack(frames)
 
 
-def by_clips(path: Path, index: VideoIndex, clip_frames: int, height_px: int, width_px: int) -> np.ndarray:
+def by_clips(
+    path: Path, index: VideoIndex, clip_frames: int, height_px: int, width_px: int, decode=decode_frames
+) -> np.ndarray:
     clips = []
     for start in range(0, len(index.pts), clip_frames):
         wanted = index.pts[start : start + clip_frames]
         before = index.keyframe_pts[index.keyframe_pts <= wanted[0]]
         clips.append(
-            decode_frames(
+            decode(
                 str(path),
                 wanted.tolist(),
                 seek_pts=int(before[-1]) if len(before) else None,
@@ -47,6 +63,16 @@ def by_clips(path: Path, index: VideoIndex, clip_frames: int, height_px: int, wi
             )
         )
     return np.concatenate(clips)
+
+
+def noted(calls: list[Any]) -> Callable[[Any], Any]:
+    """A function that returns what it is given and keeps it."""
+
+    def note(given: Any) -> Any:
+        calls.append(given)
+        return given
+
+    return note
 
 
 @pytest.mark.parametrize(
@@ -95,7 +121,7 @@ def test_a_header_of_a_folder_and_of_what_is_no_video(make_frame_folder, tmp_pat
         ("raw.h264", {}, False),
     ],
 )
-def test_clips_hold_exactly_the_frames_of_a_sequential_decode(make_video, name, making, timed):
+def test_clips_hold_exactly_the_frames_of_a_sequential_decode(make_video, name, making, timed, monkeypatch):
     path = make_video(name, **making)
     index = probe(source_of(path))
     expected = sequential(path)
@@ -105,6 +131,15 @@ def test_clips_hold_exactly_the_frames_of_a_sequential_decode(make_video, name, 
     for clip_frames in (1, 7, 30):
         found = by_clips(path, index, clip_frames, *expected.shape[2:])
         assert np.array_equal(found, expected), clip_frames
+
+    decoded = []
+    monkeypatch.setattr(video, "_stamped", lambda *given: map(noted(decoded), stamped(*given)))
+    found = by_clips(path, index, 7, *expected.shape[2:], decode=decode_on)
+    assert np.array_equal(found, expected)
+    assert 30 <= len(decoded) <= 31, "each frame is decoded once, but for a seek that lands too late"
+    again = by_clips(path, index, 30, *expected.shape[2:], decode=decode_on)
+    assert np.array_equal(again, expected), "a run before the last one is read anew"
+    stop_reading()
 
 
 def test_presentation_times_of_a_variable_frame_rate(make_video):

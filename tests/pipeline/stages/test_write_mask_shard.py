@@ -6,8 +6,8 @@ import pytest
 
 from pipeline import storage
 from pipeline.dataset import Dataset
+from pipeline.file_names import safe_key
 from pipeline.masks import decode_mask
-from pipeline.stages.write_mask_shard import safe_key
 
 
 def fill(folder, make_video):
