@@ -61,6 +61,17 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReportConfig:
+    """report.html beside the results: one page to look at."""
+
+    num_samples: int = 36
+    """Images or frames that it shows; 0 writes none."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.num_samples <= 10_000, f"num_samples must be 0 to 10000, not {self.num_samples}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeLimits:
     """What decoding may cost: a file that wants more is broken or hostile, or these are too low for it."""
 
@@ -301,6 +312,7 @@ class SegmentConfig:
     """Also write separate objects (columns object_ids, objects_rle); a video is then one unit, for their numbers."""
     write_png: bool = False
     """Also write PNG masks and overlay pictures beside the shards, with write_objects also PNGs of the objects."""
+    report: ReportConfig = field(default_factory=ReportConfig)
     retry_quarantined: bool = False
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     placement: SegmentPlacement = field(default_factory=SegmentPlacement)
@@ -352,6 +364,7 @@ class EvaluateConfig:
     refine: RefineConfig = field(default_factory=RefineConfig)
     batch_size: int = 8
     anchor_frames: int = 16
+    report: ReportConfig = field(default_factory=ReportConfig)
     decode: DecodeLimits = field(default_factory=DecodeLimits)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     placement: EvaluatePlacement = field(default_factory=EvaluatePlacement)

@@ -26,6 +26,7 @@ NOT_PART_OF_A_RESULT = (
     "adaptation",
     "placement",
     "tracking",
+    "report",
     "retry_quarantined",
     "decode.timeout_s",
     "decode.max_bytes",

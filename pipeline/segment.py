@@ -17,6 +17,7 @@ from pipeline.load_config import fingerprint
 from pipeline.masks import MASK_SCHEMA_VERSION
 from pipeline.model_card import ModelCard, PinnedConfig, pin, with_absolute_paths
 from pipeline.placement import actor_pool, start_ray, tasks, torch_device, torch_threads, unwrap
+from pipeline.segment_report import write_segment_report
 from pipeline.stages.load_chunk import load_chunk
 from pipeline.stages.plan_chunks import inputs_of, plan_chunks
 from pipeline.stages.refine_masks import refine_masks
@@ -61,6 +62,7 @@ def segment(config: SegmentConfig) -> dict[str, Any]:
         dataset=asdict(manifest),
     )
     tracker.finish("FINISHED")
+    write_segment_report(config, dataset, summary)
     show_summary(summary, f"gwm evaluate --config conf/evaluate.yaml masks={config.output}")
     return summary
 
