@@ -53,7 +53,8 @@
   get("previous").addEventListener("click", () => turn(-1));
   get("next").addEventListener("click", () => turn(1));
 
-  const byName = (a, b) => index[a][0].localeCompare(index[b][0], "en", { numeric: true });
+  const collator = new Intl.Collator("en", { numeric: true });
+  const byName = (a, b) => collator.compare(index[a][0], index[b][0]);
   const byScore = (a, b) => (index[b][1] ?? -1) - (index[a][1] ?? -1);
   const arrange = () => {
     const words = get("find").value.toLowerCase();
@@ -123,4 +124,5 @@
     grid.querySelector(`[data-number="${order[shown]}"] .open`)?.focus();
   });
   draw();
+  document.addEventListener("DOMContentLoaded", () => { if (page) draw(); }); // turned before the file had arrived
 })();
