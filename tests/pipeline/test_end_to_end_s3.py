@@ -1,6 +1,7 @@
 """The four commands on real S3 and MLflow servers, and the same once more on the local disk."""
 
 import json
+import re
 import os
 import subprocess
 import sys
@@ -138,6 +139,15 @@ def test_flow_shards_are_the_same_bytes_in_a_bucket_and_on_disk(in_bucket: Place
 def test_mask_shards_of_one_model_are_the_same_bytes(in_bucket: Place, on_disk: Place) -> None:
     assert in_bucket.files("masks/shards")
     assert in_bucket.files("masks/shards") == on_disk.files("masks/shards")
+
+
+@pytest.mark.parametrize("folder", ["masks", "scores"])
+def test_reports_show_the_same_pictures(folder: str, in_bucket: Place, on_disk: Place) -> None:
+    name = f"{folder}/report.html"
+    pages = [storage.read_bytes(storage.join(place.root, name)).decode() for place in (in_bucket, on_disk)]
+    first, second = (re.findall(r'src="(data:[^"]+)" alt="([^"]+)"', page) for page in pages)
+    assert first
+    assert first == second
 
 
 @pytest.mark.parametrize("dataset", ["flow", "masks"])

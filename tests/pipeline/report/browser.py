@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+ANSWER_TIMEOUT_S = 60.0
 KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowRight": 39, "PageDown": 34, "Home": 36}
 
 
@@ -59,19 +60,24 @@ class Browser:
     async def _send(self, number: int, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
         await self._socket.send_json({"id": number, "method": method, "params": parameters})
         while True:
-            message = json.loads((await self._socket.receive()).data)
+            message = await self._message()
             if message.get("id") == number:
                 assert "error" not in message, message
                 return message["result"]
             self.events.append(message)
 
+    async def _message(self) -> dict[str, Any]:
+        return json.loads((await self._socket.receive(timeout=ANSWER_TIMEOUT_S)).data)
+
+    async def _until(self, event: str) -> None:
+        while event not in {each["method"] for each in self.events}:
+            self.events.append(await self._message())
+
     def open(self, path: Path) -> None:
         """Opens a file and waits until it is loaded."""
         self.events.clear()
         self.send("Page.navigate", url=path.as_uri())
-        self.run(
-            "new Promise(done => document.readyState === 'complete' ? done() : addEventListener('load', () => done()))"
-        )
+        self._loop.run_until_complete(self._until("Page.loadEventFired"))
 
     def run(self, script: str) -> Any:
         """The value of an expression in the page; what the page itself throws fails."""
@@ -87,8 +93,10 @@ class Browser:
         self.send("Input.dispatchKeyEvent", type="keyUp", **words)
 
     def focused(self) -> str:
-        """The name of what has the focus: its id, or its text."""
-        return str(self.run("document.activeElement.id || document.activeElement.textContent.trim()"))
+        """The name of what has the focus: its id, its label or its text."""
+        return str(
+            self.run("(one => one.id || one.ariaLabel || one.textContent.trim())(document.activeElement)")
+        )
 
     def complaints(self) -> list[dict[str, Any]]:
         """What the console was told: errors of the script, and what the page's policy stopped."""
@@ -97,7 +105,9 @@ class Browser:
 
     def requests(self) -> list[str]:
         """Addresses that the page asked for, except for those inside it."""
-        asked = [e["params"]["request"]["url"] for e in self.events if e["method"] == "Network.requestWillBeSent"]
+        asked = [
+            e["params"]["request"]["url"] for e in self.events if e["method"] == "Network.requestWillBeSent"
+        ]
         return [url for url in asked if not url.startswith("data:")]
 
     def close(self) -> None:
