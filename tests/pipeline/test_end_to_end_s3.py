@@ -1,8 +1,8 @@
 """The four commands on real S3 and MLflow servers, and the same once more on the local disk."""
 
 import json
-import re
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
