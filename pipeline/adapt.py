@@ -24,6 +24,7 @@ from pipeline.config import (
     AdaptationConfig,
     PrepareConfig,
     PreparePlacement,
+    ReportConfig,
     SegmentConfig,
     StagePlacement,
     TrainConfig,
@@ -40,8 +41,9 @@ from pipeline.placement import tasks, training_cpus, unwrap
 from pipeline.prepare import prepare
 from pipeline.progress import say
 from pipeline.registered_model import with_models_copied
-from pipeline.report import write_report
+from pipeline.report.page import NAME, is_drawn, write_report
 from pipeline.segment import segment
+from pipeline.segment_report import report_state
 from pipeline.stages.estimate_flow import load_estimator
 from pipeline.summary import write_json
 from pipeline.train import cache_name, train, with_initial_content
@@ -81,7 +83,7 @@ def adapt(config: SegmentConfig) -> dict[str, Any]:
     Dataset.open(folder, kind="adaptation", config=pinned, schema_version=1)
     if not is_adapted:
         make_model(config, below)
-    common = replace(config, adapt=False)
+    common = replace(config, adapt=False, report=ReportConfig(num_samples=0))  # one report shows both
     say("3. gwm segment: masks of the model as it was given")
     segment(replace(common, output=below("before"), write_png=False, write_overlays=False))
     say("4. gwm segment: masks of the adapted model")
@@ -206,15 +208,23 @@ def noted(url: str, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def finished(config: SegmentConfig, summary: dict[str, Any], below: Below) -> dict[str, Any]:
-    """The summary with what adaptation did, written again; the report is written once."""
+    """The summary with what adaptation did, written again, and the report."""
     models = {"before": config.model, "after": below("model")}
     compare = partial(compare_models, models, below("flow"), objective_of(config.model))
     unexplained = noted(below("unexplained.json"), compare)
     steps = json.loads(storage.read_bytes(below("steps.json")))["num_steps"]
-    report = storage.join(storage.absolute(config.output), "report.html")
-    summary |= {"adaptation": {"num_steps": steps, "unexplained_flow": unexplained, "report": report}}
+    summary |= {"adaptation": {"num_steps": steps, "unexplained_flow": unexplained}}
     write_json(storage.join(config.output, "summary.json"), summary)
-    if not storage.exists(report):
-        write_report(report, make_report(config, summary, below))
-    say(f"Flow left unexplained: {sentence(unexplained)}. Report: {report}")
+    say(f"Flow left unexplained: {sentence(unexplained)}.")
+    if config.report.num_samples:
+        show_report(config, summary, below)
     return summary
+
+
+def show_report(config: SegmentConfig, summary: dict[str, Any], below: Below) -> None:
+    """Writes report.html; one that shows the same masks is left as it is."""
+    url = storage.join(storage.absolute(config.output), NAME)
+    state = report_state(Dataset.read(config.output, kind="masks"), config)
+    if not is_drawn(url, state):
+        write_report(url, make_report(config, summary, below, state))
+    say(f"Report: {url}")

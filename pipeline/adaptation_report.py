@@ -4,6 +4,7 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,18 @@ from gwm_model.training import SegmenterLoss
 from pipeline import storage
 from pipeline.batches import BatchLoader, Share
 from pipeline.config import SegmentConfig, TrainConfig
+from pipeline.dataset import Dataset
 from pipeline.flow_dataset import FlowDataset, open_flow_dataset
+from pipeline.formats.shards import Inputs
 from pipeline.inference import open_segmenter
-from pipeline.report import Report, read_losses, stage_time
-from pipeline.report_samples import read_comparison
+from pipeline.masks import MaskRow
+from pipeline.report.curves import read_losses
+from pipeline.report.draw import Wanted
+from pipeline.report.page import Report, command_time
+from pipeline.report.samples import chosen_masks, drawn, same_frames, strips_of_masks, wanted_mask
+from pipeline.report.undone import quarantined
 from pipeline.sample_cache import SampleCache
+from pipeline.segment_report import RANKED_BY, written_pictures
 
 FRAMES_COMPARED = 32
 """Frames, spread over the videos, whose flow tells the models apart."""
@@ -50,16 +58,22 @@ def sentence(unexplained: Mapping[str, float]) -> str:
     return ", ".join(f"{value:.3f} {name}" for name, value in unexplained.items())
 
 
-def make_report(config: SegmentConfig, summary: Mapping[str, Any], below: Callable[[str], str]) -> Report:
+def make_report(
+    config: SegmentConfig, summary: Mapping[str, Any], below: Callable[[str], str], state: str
+) -> Report:
     """The report's content, read back from what the commands wrote; `below` gives paths in the adaptation's folder."""
     own = ("flow", "model", "before")
     summaries = [json.loads(storage.read_bytes(storage.join(below(name), "summary.json"))) for name in own]
     adaptation = summary["adaptation"]
+    after = Dataset.read(config.output, kind="masks")
+    rows = chosen_masks(after, config.report.num_samples)
+    before = same_frames(Dataset.read(below("before"), kind="masks"), rows)
+    strips = strips_of_masks(rows, Inputs(config.images, config.decode), partial(_wanted, before))
     return Report(
         title="A segmenter adapted to its videos",
         lead="The segmenter was trained further on these videos alone, by their optical flow and without any label. "
         "'before' are the masks of the model as it was given, 'after' those of the adapted one; each is made from "
-        "its frame alone.",
+        f"its frame alone. The samples are spread evenly over the videos; their {RANKED_BY} is the adapted network's.",
         facts={
             "videos": config.images,
             "model": config.model,
@@ -67,9 +81,19 @@ def make_report(config: SegmentConfig, summary: Mapping[str, Any], below: Callab
             "training": f"{adaptation['num_steps']} steps",
             "flow left unexplained": f"{sentence(adaptation['unexplained_flow'])} (the training loss, without labels)",
         },
-        scores={},
-        j_mean=None,
-        samples=read_comparison(below("flow"), below("before"), config.output),
+        samples=drawn(strips, config.decode, flow=below("flow")),
+        ranked_by=RANKED_BY,
         losses=read_losses(below("model")),
-        stages=[stage_time(each) for each in (*summaries, summary)],
+        undone=[*quarantined(Dataset.read(below("flow"), kind="flow")), *quarantined(after)],
+        num_undone=summaries[0]["units"]["quarantined"] + summary["units"]["quarantined"],
+        times=[command_time(each) for each in (*summaries, summary)],
+        links=written_pictures(after.url),
+        state=state,
     )
+
+
+def _wanted(before: Mapping[tuple[str, int | None], MaskRow], row: MaskRow) -> Wanted:
+    """A frame with the masks of both models; regions and objects are left out."""
+    earlier = before.get((row.source, row.frame_index))
+    masks = {"before": None if earlier is None else earlier.mask_rle, "after": row.mask_rle}
+    return replace(wanted_mask(row), masks=masks, regions=(), objects=())

@@ -69,6 +69,17 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReportConfig:
+    """report.html beside the results: one page to look at."""
+
+    num_samples: int = 36
+    """Images or frames that it shows; 0 writes none."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.num_samples <= 10_000, f"num_samples must be 0 to 10000, not {self.num_samples}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeLimits:
     """What decoding may cost: a file that wants more is broken or hostile, or these are too low for it."""
 
@@ -315,6 +326,7 @@ class SegmentConfig:
     """Also write PNG masks and overlay pictures beside the shards, with write_objects also PNGs of the objects."""
     write_overlays: bool = True
     """In the end draw the masks over what they were made of: a film of each video, and one sheet of photos."""
+    report: ReportConfig = field(default_factory=ReportConfig)
     retry_quarantined: bool = False
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     placement: SegmentPlacement = field(default_factory=SegmentPlacement)
@@ -369,6 +381,7 @@ class EvaluateConfig:
     """The network sees an image at its own input size times each of these; the logits are averaged."""
     batch_size: int = 8
     anchor_frames: int = 16
+    report: ReportConfig = field(default_factory=ReportConfig)
     decode: DecodeLimits = field(default_factory=DecodeLimits)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     placement: EvaluatePlacement = field(default_factory=EvaluatePlacement)

@@ -12,16 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import storage
-from pipeline.config import ClusterPlacement, EvaluateConfig, PrepareConfig, SegmentConfig, TrainConfig
+from pipeline.config import (
+    ClusterPlacement,
+    EvaluateConfig,
+    PrepareConfig,
+    SegmentConfig,
+    TrainConfig,
+)
 from pipeline.demo_networks import DemoNetworks, find_networks
+from pipeline.demo_report import make_report
 from pipeline.errors import GwmError
 from pipeline.evaluate import evaluate
 from pipeline.load_config import load_config
 from pipeline.placement import start_ray, training_cpus
 from pipeline.prepare import prepare
 from pipeline.progress import say
-from pipeline.report import Report, read_losses, stage_time, write_report
-from pipeline.report_samples import read_samples, read_scores, strip
+from pipeline.report.page import NAME, write_report
+from pipeline.report.samples import strip_picture
 from pipeline.scenes import Scene, render_scene, write_davis_layout, write_video
 from pipeline.segment import segment
 from pipeline.summary import version, write_json
@@ -50,10 +57,12 @@ def demo(output: str, videos: str | None = None) -> dict[str, Any]:
     if videos is None:
         write_scenes(below("videos"), below("truth"))
     summaries = run_commands(networks, videos, below)
-    report = make_report(networks, videos, summaries, below, time.monotonic() - began)
-    write_report(below("report.html"), report)
-    if report.samples:
-        storage.write_bytes(below("report.jpg"), strip(report.samples))
+    ran = facts(networks, videos, time.monotonic() - began)
+    report = make_report(source_of(videos, below), summaries, below, ran)
+    write_report(below(NAME), report)
+    picture = strip_picture(report.samples)
+    if picture is not None:
+        storage.write_bytes(below("report.jpg"), picture)
     summary = demo_summary(networks, summaries, below, time.monotonic() - began)
     say(f"Report: {below('report.html')}")
     return summary
@@ -61,7 +70,7 @@ def demo(output: str, videos: str | None = None) -> dict[str, Any]:
 
 def run_commands(networks: DemoNetworks, videos: str | None, below: Below) -> dict[str, dict[str, Any]]:
     """prepare, train, segment and, where there is a truth, evaluate; each skips what an earlier run did."""
-    source = storage.absolute(videos) if videos else below("videos")
+    source = source_of(videos, below)
     flow, model, masks = below("flow"), below("model"), below("masks")
     start_ray(ClusterPlacement())
     say("1. gwm prepare: videos -> frames with optical flow")
@@ -76,6 +85,11 @@ def run_commands(networks: DemoNetworks, videos: str | None, below: Below) -> di
         words = [f"data={below('truth')}", f"masks={masks}", f"output={below('scores')}"]
         summaries["evaluate"] = evaluate(load_config(EvaluateConfig, conf_file("evaluate.yaml"), words))
     return summaries
+
+
+def source_of(videos: str | None, below: Below) -> str:
+    """The videos: the user's, or the rendered ones."""
+    return storage.absolute(videos) if videos else below("videos")
 
 
 def prepare_config(networks: DemoNetworks, words: list[str]) -> PrepareConfig:
@@ -137,27 +151,6 @@ def write_scenes(videos: str, truth: str) -> None:
         temporary = path.with_name(f".gwm-{path.name}")
         write_video(temporary, scene.frames)
         temporary.replace(path)
-
-
-def make_report(
-    networks: DemoNetworks, videos: str | None, summaries: Summaries, below: Below, seconds: float
-) -> Report:
-    """The report's content, read back from what the commands wrote."""
-    scored = summaries.get("evaluate", {})
-    truth = storage.join(below("truth"), "Annotations", "480p") if scored else None
-    scores = read_scores(below("scores")) if scored else {}
-    return Report(
-        title="Guess What Moves: objects learned from motion",
-        lead="A segmenter was trained on videos without any label: it guesses from a single frame which regions "
-        "will move together, and learns from the optical flow how well they do. The flow is used for training "
-        "only; every mask below is made from its frame alone.",
-        facts=facts(networks, videos, seconds),
-        scores=scored.get("sequences", {}),
-        j_mean=scored.get("j_mean"),
-        samples=read_samples(below("flow"), below("masks"), truth, scores),
-        losses=read_losses(below("model")),
-        stages=[stage_time(summary) for summary in summaries.values()],
-    )
 
 
 def facts(networks: DemoNetworks, videos: str | None, seconds: float) -> dict[str, str]:

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from pipeline import storage
 from pipeline.config import EvaluateConfig
+from pipeline.evaluate_report import write_evaluate_report
 from pipeline.inference import check_refinement, read_model_card
 from pipeline.job_progress import JobProgress
 from pipeline.layouts import missing_sentence, read_layout
@@ -70,6 +71,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     tracker.log_metrics(score_metrics(means), are_scores=True)
     tracker.finish("FINISHED")
     Console(stderr=True).print(screen_table(truth, means))
+    write_evaluate_report(config, rows, scored, table, summary)
     show_summary(summary, None)
     return summary
 
@@ -79,7 +81,10 @@ def scored_sequences(rows: list[Row], config: EvaluateConfig, card: ModelCard | 
     place = config.placement.score_sequence
     sequences = ray.data.from_items(rows, override_num_blocks=len(rows))
     if card is None:
-        return sequences.map(partial(score_sequence, limits=config.decode), **tasks(place))
+        return sequences.map(
+            partial(score_sequence, limits=config.decode, num_samples=config.report.num_samples),
+            **tasks(place),
+        )
     worker = {"card": card, "device": torch_device(place), "num_threads": torch_threads(place)}
     network = {"config": with_absolute_paths(config), **worker}
     pool = actor_pool(place)

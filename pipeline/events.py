@@ -38,7 +38,7 @@ class ClusterMailbox:
 
     def put(self, event: Event) -> None:
         """Adds one event."""
-        ray.get(self._actor.put.remote(cloudpickle.dumps(event)))
+        ray.get(self._actor.put.remote(cloudpickle.dumps(event)))  # type: ignore[no-untyped-call]
 
     def take(self) -> list[Event]:
         """Returns all events since the last call, oldest first."""

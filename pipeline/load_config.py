@@ -28,6 +28,7 @@ NOT_PART_OF_A_RESULT = (
     "adaptation",
     "placement",
     "tracking",
+    "report",
     "retry_quarantined",
     "write_overlays",
     "decode.timeout_s",

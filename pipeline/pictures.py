@@ -92,9 +92,9 @@ def mask_picture(mask: Float[np.ndarray, "H W"] | Bool[np.ndarray, "H W"]) -> UI
     return np.repeat(grey[..., None], 3, axis=-1)
 
 
-def picture_size(height_px: int, width_px: int) -> tuple[int, int]:
-    """Height and width of the picture that stands for an image of this size."""
-    scale = min(1.0, PICTURE_SIDE_PX / max(height_px, width_px))
+def picture_size(height_px: int, width_px: int, side_px: int = PICTURE_SIDE_PX) -> tuple[int, int]:
+    """Height and width of the picture that stands for an image of this size: none is longer than `side_px`."""
+    scale = min(1.0, side_px / max(height_px, width_px))
     return max(1, round(height_px * scale)), max(1, round(width_px * scale))
 
 
@@ -150,6 +150,11 @@ def voc_palette() -> UInt8[np.ndarray, "256 3"]:
 def encode_jpeg(image: UInt8[np.ndarray, "H W 3"] | UInt8[np.ndarray, "H W"], quality: int = 88) -> bytes:
     """JPEG bytes of an RGB or grey picture."""
     return _encode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+
+
+def encode_webp(image: UInt8[np.ndarray, "H W 3"], quality: int = 75) -> bytes:
+    """WebP bytes of an RGB picture."""
+    return _encode(".webp", image, [cv2.IMWRITE_WEBP_QUALITY, quality])
 
 
 def _encode(extension: str, image: UInt8[np.ndarray, "..."], options: list[int]) -> bytes:

@@ -49,7 +49,8 @@ def plan_scores(config: EvaluateConfig, truth: GroundTruth) -> list[Row]:
             places = [predictions.find(sequence, position) for position in positions]
             where: Row = {"files": [place.file for place in places], "rows": [place.row for place in places]}
             where |= {"masks_kind": predictions.kind, "masks_url": predictions.url}
-            rows.append({**_frame_row(truth, sequence, positions), **where})
+            images = _layout_frames(sequence).to_row()  # for the report
+            rows.append({**_frame_row(truth, sequence, positions), **where, **images})
         return [part for row in rows for part in _parts(row)]
     frames = _frame_finder(config)
     for sequence in truth.sequences:

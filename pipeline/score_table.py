@@ -22,7 +22,7 @@ from pipeline.stages.score_sequence import MODEL_PROTOCOLS
 CURVE = "f_beta_curve"
 IMAGE_STATISTICS = {"accuracy": "accuracy", "f_beta": "F_beta", "max_f_beta": "max F_beta"}
 """Statistics of single images that the screen shows, and as what."""
-NOT_SCORES = ("sequence", "frame_index", "frame", "num_resized")
+NOT_SCORES = ("sequence", "frame_index", "frame", "num_resized", "wanted")
 SCORE_SCHEMA = pa.schema(
     [
         pa.field("sequence", pa.string(), nullable=False),

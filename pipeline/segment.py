@@ -19,6 +19,7 @@ from pipeline.model_card import ModelCard, PinnedConfig, pin, with_absolute_path
 from pipeline.overlays import say_where_to_look, write_overlays
 from pipeline.placement import actor_pool, start_ray, tasks, torch_device, torch_threads, unwrap
 from pipeline.registered_model import with_models_copied
+from pipeline.segment_report import write_segment_report
 from pipeline.stages.load_chunk import load_chunk
 from pipeline.stages.plan_chunks import inputs_of, plan_chunks
 from pipeline.stages.refine_masks import refine_masks
@@ -34,7 +35,9 @@ def segment(config: SegmentConfig) -> dict[str, Any]:
     check_refinement(config.refine)
     next(find_images(config.images))  # refuses an input without images
     config = with_models_copied(config)
-    card = read_model_card(config.model, config.input_scales)  # refuses a wrong model before anything is written
+    card = read_model_card(
+        config.model, config.input_scales
+    )  # refuses a wrong model before anything is written
     pinned = pin(config, card)
     dataset = Dataset.open(config.output, kind="masks", config=pinned, schema_version=MASK_SCHEMA_VERSION)
     if config.retry_quarantined:
@@ -69,6 +72,7 @@ def segment(config: SegmentConfig) -> dict[str, Any]:
         overlays=overlays,
     )
     tracker.finish("FINISHED")
+    write_segment_report(config, dataset, summary)
     show_summary(summary, f"gwm evaluate --config conf/evaluate.yaml masks={config.output}")
     say_where_to_look(overlays)
     return summary

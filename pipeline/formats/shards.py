@@ -17,7 +17,7 @@ from pipeline.errors import GwmError, UnitError
 from pipeline.file_names import safe_key
 from pipeline.frames import FrameList, read_frame_list
 from pipeline.images import read_jpeg
-from pipeline.inputs import VIDEO_SUFFIXES, Source, frame_urls, input_root
+from pipeline.inputs import LIST_SUFFIXES, VIDEO_SUFFIXES, Source, find_images, frame_urls, input_root
 from pipeline.masks import MaskRow, decode_mask, readable_mask
 from pipeline.metrics import Mask
 from pipeline.progress import Progress
@@ -88,6 +88,8 @@ class Inputs:
     def __init__(self, spec: str, limits: DecodeLimits) -> None:
         self._spec = spec
         self._root = input_root(spec)
+        is_list = PurePosixPath(spec).suffix.lower() in LIST_SUFFIXES
+        self._listed = {source.name: source.url for source in find_images(spec)} if is_list else {}
         self._limits = limits
 
     def file_names(self, rows: Sequence[MaskRow]) -> list[str]:
@@ -108,21 +110,27 @@ class Inputs:
         except UnitError as error:
             raise GwmError(f"images={self._spec}: {error}.") from error
 
-    def _images(self, rows: Sequence[MaskRow]) -> Iterator[bytes]:
+    def frame_list(self, rows: Sequence[MaskRow]) -> tuple[FrameList, list[int]]:
+        """Where the rows' images lie, and each one's position there; all rows are of one source."""
         source = rows[0].source
+        if is_video_file(source):
+            frames = FrameList(kind="video", urls=(self._url(source),), num_frames=0)
+            return frames, [row.frame_index or 0 for row in rows]
         is_image = rows[0].frame_index is None
         urls = [self._url(source)] if is_image else self._frame_urls(source, rows)
-        for url, row in zip(urls, rows, strict=True):
+        return FrameList(kind="files", urls=tuple(urls), num_frames=len(urls)), list(range(len(urls)))
+
+    def _images(self, rows: Sequence[MaskRow]) -> Iterator[bytes]:
+        for url, row in zip(self.frame_list(rows)[0].urls, rows, strict=True):
             jpeg, size = contained(self._limits, read_jpeg, url)
             if size != (row.height_px, row.width_px):
                 raise UnitError(f"{url} is not of its mask's size")
             yield jpeg
 
     def _video_frames(self, rows: Sequence[MaskRow]) -> Iterator[bytes]:
-        frames = FrameList(kind="video", urls=(self._url(rows[0].source),), num_frames=0)
         remaining = iter(rows)
         while some := list(islice(remaining, FRAMES_AT_ONCE)):
-            positions = [row.frame_index or 0 for row in some]
+            frames, positions = self.frame_list(some)
             size = some[0].height_px or 0, some[0].width_px or 0
             for frame in read_frame_list(frames, positions, *size, self._limits):
                 yield encode_image(np.ascontiguousarray(frame.transpose(1, 2, 0)))
@@ -136,6 +144,8 @@ class Inputs:
 
     def _url(self, source: str) -> str:
         """A source's place; a folder of frames that is itself the input is named like it."""
+        if source in self._listed:
+            return self._listed[source]
         url = storage.join(self._root, source)
         if self._root.rsplit("/", 1)[-1] == source and not storage.exists(url):
             return self._root

@@ -16,30 +16,39 @@ from pipeline.errors import GwmError, UnitError
 from pipeline.frames import FrameList, read_frame_list
 from pipeline.images import Image
 from pipeline.inference import ObjectRule, RegionModel, at_source, object_at_source
+from pipeline.masks import encode_mask
 from pipeline.metrics import Map, Mask, Scores, binary_mask, image_scores, mask_scores, soft_mask
 from pipeline.model_card import ModelCard, anchor_positions
 from pipeline.pictures import picture_size
 from pipeline.predictions import Place, read_mask, read_predictions
 from pipeline.records import Row
+from pipeline.report.draw import Wanted
+from pipeline.report.page import Sample
 from pipeline.video_flow import VideoFlow, read_video_flow
 
 MODEL_PROTOCOLS = ("label_free", "paper", "oracle")
 SIDES_AT_ONCE = 16
 
 
-def score_sequence(row: Row, limits: DecodeLimits) -> Row:
+def score_sequence(row: Row, limits: DecodeLimits, num_samples: int = 0) -> Row:
     """The row's scores of given masks, one for each frame in `frame_index`: `j` and `f`; more of single images.
 
-    A mask of another size than its ground truth is resized (nearest pixel) and counted in `num_resized`.
+    A mask of another size than its ground truth is resized (nearest pixel) and counted in `num_resized`. `wanted` has
+    what a report of `num_samples` may draw of the row.
     """
     places = [Place(file=file, row=index) for file, index in zip(row["files"], row["rows"], strict=True)]
     meaning, score = (binary_mask, mask_scores) if row["is_video"] else (soft_mask, image_scores)
     masks = read_predictions(row["masks_url"], row["masks_kind"], places, limits, meaning)
-    scores, num_resized = list[Scores](), 0
-    for mask, truth in zip(masks, _truths(row["annotation_urls"], limits), strict=True):
+    scores, wanted, num_resized = list[Scores](), list[Wanted](), 0
+    for number, (mask, truth) in enumerate(zip(masks, _truths(row["annotation_urls"], limits), strict=True)):
         num_resized += mask.shape != truth.shape
-        scores.append(score(_resized(mask, truth.shape), truth))
-    return {**_frames_of(row), "num_resized": num_resized, **_columns(scores)}
+        mask = _resized(mask, truth.shape)
+        scores.append(score(mask, truth))
+        if num_samples:
+            wanted.append(_wanted(row, number, mask > 0.5))
+    columns = _columns(scores)
+    kept = _extremes(wanted, columns["j"], num_samples)
+    return {**_frames_of(row), "num_resized": num_resized, **columns, "wanted": kept}
 
 
 class ScoreSequence:
@@ -62,14 +71,18 @@ class ScoreSequence:
         )
 
     def __call__(self, row: Row) -> Row:
-        """The row's scores: one for each frame in `frame_index`."""
+        """The row's scores: one for each frame in `frame_index`; and `wanted`, as in `score_sequence`."""
+        num_samples, wanted = self._config.report.num_samples, list[Wanted]()
         try:
-            scores = list(self._score(row, FrameList.of_row(row)))
+            scores = list(self._score(row, FrameList.of_row(row), wanted))
         except UnitError as error:
             raise GwmError(f"{row['sequence']} cannot be scored: {error}.") from error
-        return {**_frames_of(row), "num_resized": 0, **_columns(scores)}
+        columns = _columns(scores)
+        kept = _extremes(wanted, columns[f"j_{self._config.protocol}"], num_samples)
+        return {**_frames_of(row), "num_resized": 0, **columns, "wanted": kept}
 
-    def _score(self, row: Row, frames: FrameList) -> Iterator[Scores]:
+    def _score(self, row: Row, frames: FrameList, wanted: list[Wanted]) -> Iterator[Scores]:
+        """The frames' scores; what could be drawn of them is added to `wanted`."""
         score = mask_scores if row["is_video"] else image_scores
         rule = self._video_rule(frames) if row["is_video"] else None
         positions = list(row["frame_index"])
@@ -86,6 +99,8 @@ class ScoreSequence:
                 found = object_at_source(objects[image], *at).cpu().numpy()
                 regions = at_source(masks[image], *at)
                 scores = protocol_scores(score(found, truth), regions, own_labels[image], truth)
+                if self._config.report.num_samples:
+                    wanted.append(_wanted(row, first + image, found > 0.5, regions))
                 yield _inside(scores, row, first + image)
 
     def _flow(self, row: Row, positions: Sequence[int]) -> VideoFlow | None:
@@ -155,6 +170,30 @@ def _inside(scores: Scores, row: Row, number: int) -> Scores:
         name: row["in_official" if name.endswith("_label_free") else "in_paper"][number] for name in scores
     }
     return {name: score if counts[name] else float("nan") for name, score in scores.items()}
+
+
+def _wanted(row: Row, number: int, mask: Mask, regions: Float[Tensor, "K H W"] | None = None) -> Wanted:
+    """A frame as a report's sample: its mask, and each region where it is the most probable one."""
+    name, frame_index = row["frame"][number], None
+    if row["is_video"]:
+        name, frame_index = row["sequence"], int(row["frame_index"][number])
+    nearest = np.empty(0) if regions is None else regions.argmax(0).cpu().numpy()
+    numbers = range(0 if regions is None else len(regions))
+    return Wanted(
+        sample=Sample(name=name, frame_index=frame_index, pictures={}),
+        size=(mask.shape[0], mask.shape[1]),
+        masks={"mask": encode_mask(mask)},
+        regions=[encode_mask(np.equal(nearest, region)) for region in numbers],
+        truth_url=row["annotation_urls"][number],
+    )
+
+
+def _extremes(wanted: list[Wanted], j: list[float], num_samples: int) -> list[Wanted | None]:
+    """Those of the frames with the lowest and the highest J that `num_samples` may show, of each a half."""
+    counted = [number for number in np.argsort(j) if not np.isnan(j[number])]
+    half = (num_samples + 1) // 2
+    kept = {*counted[:half], *counted[-half:]} if half else set()
+    return [wanted[number] if number in kept else None for number in range(len(j))]
 
 
 def _columns(frames: Sequence[Scores]) -> Row:

@@ -99,8 +99,8 @@ def test_an_interrupted_adaptation_goes_on_and_a_finished_one_stays(
 
     masks, report = shards(output), (output / "report.html").read_text()
     assert len(masks) == len(shards(adaptation / "before")) == 1
-    assert report.count("<figure>") == 5
-    assert report.count('src="data:image/jpeg') == 5 * 4 - 1  # the last frame has no flow
+    assert report.count("<figure") == 10
+    assert report.count('src="data:image/webp') == 10 * 4 - 1  # the last frame has no flow
     assert "before</span><span>after" in report
     assert verify(config.output) == []
     again = adapt(config)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -149,6 +150,15 @@ def test_mask_shards_of_one_model_are_the_same_bytes(in_bucket: Place, on_disk: 
     assert in_bucket.files("masks/shards") == on_disk.files("masks/shards")
     assert sorted(in_bucket.files("masks/overlays")) == [f"{sequence}.mp4" for sequence in sorted(SEQUENCES)]
     assert in_bucket.files("masks/overlays") == on_disk.files("masks/overlays")
+
+
+@pytest.mark.parametrize("folder", ["masks", "scores"])
+def test_reports_show_the_same_pictures(folder: str, in_bucket: Place, on_disk: Place) -> None:
+    name = f"{folder}/report.html"
+    pages = [storage.read_bytes(storage.join(place.root, name)).decode() for place in (in_bucket, on_disk)]
+    first, second = (re.findall(r'src="(data:[^"]+)" alt="([^"]+)"', page) for page in pages)
+    assert first
+    assert first == second
 
 
 @pytest.mark.parametrize("dataset", ["flow", "masks"])

@@ -65,6 +65,10 @@ def test_a_model_gets_a_table_of_all_protocols(ray_local, tmp_path, tiny_model, 
     assert protocols["label_free"]["num_frames"] == {"s1": 6, "s2": 6}
     shown = capsys.readouterr().err
     assert all(word in shown for word in ("s1", "s2", "mean", "paper", "label_free", "oracle"))
+    report = (tmp_path / "scores/report.html").read_text()
+    assert report.count("<figure") == 10
+    assert report.count('src="data:image/webp') == 10 * 4  # image, regions, mask, ground truth
+    assert all(f"<title>{protocol}</title>" in report for protocol in protocols)
 
 
 def test_a_frame_that_cannot_be_scored_is_one_sentence(ray_local, tmp_path, tiny_model):

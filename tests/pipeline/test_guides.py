@@ -127,7 +127,7 @@ def test_commands_that_are_not_run_are_taken(
 def material(
     rendered_flow: str, rendered_masks: str, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """The folder: `videos`, `my.mp4`, `flow`, `masks`, `model`, `DAVIS`, `photo.jpg` and `conf`; and a `gwm` on the path."""
+    """Folder of `videos`, `my.mp4`, `flow`, `masks`, `model`, `DAVIS`, `photo.jpg`, `conf`; a `gwm` on the path."""
     links = {"flow": rendered_flow, "masks": rendered_masks, "model": tiny_model, "conf": PROJECT / "conf"}
     for name, target in {**links, "videos": Path(rendered_flow).parent / "videos"}.items():
         (tmp_path / name).symlink_to(target)

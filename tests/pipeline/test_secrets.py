@@ -15,7 +15,7 @@ from pipeline.dataset import Dataset
 from pipeline.errors import GwmError
 from pipeline.load_config import fingerprint, load_config
 from pipeline.patient_s3 import PatientS3
-from pipeline.report import Report, render
+from pipeline.report.page import Report, Sample, Undone, render
 from pipeline.scenes import render_scene, write_davis_layout
 from pipeline.storage_errors import without_secrets
 from tests import few_workers
@@ -162,13 +162,12 @@ def test_quarantine_and_report_show_urls_without_secrets(tmp_path: Path) -> None
     assert "cannot reach https://127.0.0.1:9/net.pth" in text
     report = Report(
         title="t",
-        lead="",
+        lead=f"made with {WEIGHTS}",
         facts={"weights": WEIGHTS},
-        scores={},
-        j_mean=None,
-        samples=[],
-        losses=[],
-        stages=[],
+        samples=[Sample(name=WEIGHTS, note=WEIGHTS, pictures={"image": None})] * 30,
+        undone=[Undone(source=WEIGHTS, stage="load_chunk", reason=f"cannot reach {WEIGHTS}")],
+        num_undone=1,
+        links=[f"overlays/{WEIGHTS}"],
     )
     page = render(report)
     assert "https://127.0.0.1:9/net.pth" in page

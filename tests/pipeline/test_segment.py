@@ -56,12 +56,18 @@ def test_a_run_a_rerun_and_the_stages_alone_give_the_same_shards(
     assert verify(config.output) == []
 
     before = {url: Path(url).read_bytes() for url in Dataset(url=config.output).shards()}
+    report = (tmp_path / "masks/report.html").read_text()
+    assert report.count("<figure") == 36
+    assert report.count('src="data:image/webp') == 35 * 3  # of one there is no image
+    assert all(words in report for words in ("text.mp4", "plan_chunks", "bad.jpg is not an image", "regions"))
+    assert verify(config.output) == []
     again = segment(config)
     assert drawings(config.output) == drawn
     assert again["overlays"] == summary["overlays"] | {"written": 0, "skipped": 3}
     assert again["units"] == {"done": 0, "skipped": 6, "quarantined": 1}
     assert again["errors"] == 1
     assert before == {url: Path(url).read_bytes() for url in Dataset(url=config.output).shards()}
+    assert (tmp_path / "masks/report.html").read_text() == report
 
     alone = segment_stages.config(write_segments=True, output=str(tmp_path / "alone"))
     segment_stages.run(alone)
