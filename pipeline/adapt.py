@@ -23,12 +23,9 @@ from pipeline.adaptation_report import compare_models, make_report, sentence
 from pipeline.config import (
     AdaptationConfig,
     PrepareConfig,
-    PreparePlacement,
     ReportConfig,
     SegmentConfig,
-    StagePlacement,
     TrainConfig,
-    TrainPlacement,
 )
 from pipeline.dataset import Dataset
 from pipeline.errors import GwmError
@@ -38,6 +35,7 @@ from pipeline.inference import open_segmenter, read_model_card
 from pipeline.inputs import refuse_images
 from pipeline.load_config import extended
 from pipeline.placement import tasks, training_cpus, unwrap
+from pipeline.placement_config import PreparePlacement, StagePlacement, TrainPlacement
 from pipeline.prepare import prepare
 from pipeline.progress import say
 from pipeline.registered_model import with_models_copied

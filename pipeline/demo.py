@@ -12,19 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import storage
-from pipeline.config import (
-    ClusterPlacement,
-    EvaluateConfig,
-    PrepareConfig,
-    SegmentConfig,
-    TrainConfig,
-)
+from pipeline.config import EvaluateConfig, PrepareConfig, SegmentConfig, TrainConfig
 from pipeline.demo_networks import DemoNetworks, find_networks
 from pipeline.demo_report import make_report
 from pipeline.errors import GwmError
 from pipeline.evaluate import evaluate
 from pipeline.load_config import load_config
 from pipeline.placement import start_ray, training_cpus
+from pipeline.placement_config import ClusterPlacement
 from pipeline.prepare import prepare
 from pipeline.progress import say
 from pipeline.report.page import NAME, write_report

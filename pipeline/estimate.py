@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline import storage
-from pipeline.config import PrepareConfig, SegmentConfig, StagePlacement, TrainConfig
+from pipeline.config import PrepareConfig, SegmentConfig, TrainConfig
 from pipeline.errors import GwmError
 from pipeline.job_progress import PROGRESS_FILE
+from pipeline.placement_config import StagePlacement
 from pipeline.work_plan import Work
 
 SEGMENTER_FILE = "segmenter.json"

@@ -15,7 +15,6 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError, RayTaskError
 
 from gwm_model.errors import first_line
-from pipeline.config import ClusterPlacement, StagePlacement
 from pipeline.errors import GwmError
 from pipeline.failure_policy import (
     LOCAL_ENVIRONMENT,
@@ -25,6 +24,7 @@ from pipeline.failure_policy import (
     task_words,
 )
 from pipeline.local_ray import keep_ray_to_this_machine
+from pipeline.placement_config import ClusterPlacement, StagePlacement
 
 CONNECT_TIMEOUT_S = 10.0
 MAX_TRAINING_CPUS = 8

@@ -14,7 +14,7 @@ from ray.train.torch import TorchTrainer
 
 from gwm_model.checkpoint import CONFIG_FILE
 from pipeline import storage
-from pipeline.config import ClusterPlacement, TrainConfig
+from pipeline.config import TrainConfig
 from pipeline.dataset import Dataset
 from pipeline.events import ClusterMailbox, Event
 from pipeline.failure_policy import MAX_TRAIN_FAILURES
@@ -24,6 +24,7 @@ from pipeline.job_progress import JobProgress
 from pipeline.load_config import digest, extended, fingerprint, flatten
 from pipeline.model_card import PinnedTrainConfig
 from pipeline.placement import start_ray, unwrap
+from pipeline.placement_config import ClusterPlacement
 from pipeline.registered_model import with_models_copied
 from pipeline.sample_cache import cache_folder
 from pipeline.summary import show_summary, write_summary

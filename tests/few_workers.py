@@ -1,13 +1,13 @@
 """Few workers, for runs whose work is small: each run starts its own, and a start costs more than all their work."""
 
-from pipeline.config import (
+from pipeline.load_config import flatten
+from pipeline.placement_config import (
     ClusterPlacement,
     EvaluatePlacement,
     PreparePlacement,
     SegmentPlacement,
     StagePlacement,
 )
-from pipeline.load_config import flatten
 
 ACTOR = StagePlacement(num_cpus=0, num_actors=1)
 TASK = StagePlacement(num_cpus=1)

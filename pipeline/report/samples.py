@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import ray.data
 
 from pipeline import storage
-from pipeline.config import DecodeLimits, StagePlacement
+from pipeline.config import DecodeLimits
 from pipeline.dataset import Dataset
 from pipeline.formats.shards import FRAMES_AT_ONCE, Inputs
 from pipeline.manifest import READERS, ShardEntry
@@ -18,6 +18,7 @@ from pipeline.masks import MaskRow, mask_rows
 from pipeline.model_card import anchor_positions
 from pipeline.pictures import encode_jpeg, resize, side_by_side, stacked
 from pipeline.placement import tasks
+from pipeline.placement_config import StagePlacement
 from pipeline.progress import Progress
 from pipeline.records import decode_image
 from pipeline.report.draw import Strip, Wanted, draw_samples

@@ -23,10 +23,11 @@ from decode import write_video
 
 import pipeline.prepare
 from pipeline import storage
-from pipeline.config import DecodeConfig, EstimateFlowConfig, PrepareConfig, PreparePlacement, StagePlacement
+from pipeline.config import DecodeConfig, EstimateFlowConfig, PrepareConfig
 from pipeline.dataset import Dataset
 from pipeline.listing import each_of_page, listed
 from pipeline.placement import start_ray, tasks
+from pipeline.placement_config import PreparePlacement, StagePlacement
 from pipeline.prepare import flow_shards
 from pipeline.records import FLOW_SCHEMA_VERSION, Row
 from pipeline.stages.estimate_flow import stored_flow

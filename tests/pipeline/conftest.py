@@ -28,9 +28,7 @@ from pipeline.config import (
     EstimateFlowConfig,
     PrepareConfig,
     SegmentConfig,
-    StagePlacement,
     TrainConfig,
-    TrainPlacement,
 )
 from pipeline.dataset import Dataset
 from pipeline.events import Event, Mailbox
@@ -38,6 +36,7 @@ from pipeline.flow_dataset import open_flow_dataset
 from pipeline.inference import read_model_card
 from pipeline.inputs import find_images, find_videos
 from pipeline.masks import MASK_SCHEMA_VERSION, MaskRow, mask_rows
+from pipeline.placement_config import StagePlacement, TrainPlacement
 from pipeline.records import FLOW_SCHEMA_VERSION, Row
 from pipeline.sample_cache import Sample, SampleCache, cache_folder
 from pipeline.scenes import render_scene, write_video

@@ -9,15 +9,9 @@ import pytest
 from gwm_model.checkpoint import CONFIG_FILE
 from gwm_model.config import SegmenterConfig
 from pipeline import estimate
-from pipeline.config import (
-    EstimateFlowConfig,
-    PrepareConfig,
-    PreparePlacement,
-    SegmentConfig,
-    StagePlacement,
-    TrainConfig,
-)
+from pipeline.config import EstimateFlowConfig, PrepareConfig, SegmentConfig, TrainConfig
 from pipeline.errors import GwmError
+from pipeline.placement_config import PreparePlacement, StagePlacement
 from pipeline.work_plan import Work
 
 WORK = Work(units=10, frames=320, decoded_px=320 * 240 * 432, stored_px=320 * 240 * 432)

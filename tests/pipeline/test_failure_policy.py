@@ -10,10 +10,10 @@ import ray.data
 from ray.data.exceptions import ExecutionTimeoutError
 
 from pipeline import failure_policy
-from pipeline.config import ClusterPlacement, StagePlacement
 from pipeline.errors import GwmError
 from pipeline.failure_policy import failure_sentence
 from pipeline.placement import actor_pool, start_ray, tasks, unwrap
+from pipeline.placement_config import ClusterPlacement, StagePlacement
 
 PLACE = StagePlacement(num_cpus=0.5)
 

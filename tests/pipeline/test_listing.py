@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import ClusterPlacement, StagePlacement
 from pipeline.errors import GwmError
 from pipeline.listing import each_of_page, listed
 from pipeline.placement import start_ray, tasks, unwrap
+from pipeline.placement_config import ClusterPlacement, StagePlacement
 from pipeline.records import Row
 
 NUM_ROWS, PATIENCE_S = 300, 120.0

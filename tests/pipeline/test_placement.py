@@ -10,9 +10,9 @@ import pytest
 import ray
 import ray.data
 
-from pipeline.config import ClusterPlacement, StagePlacement
 from pipeline.errors import GwmError
 from pipeline.placement import actor_pool, start_ray, tasks, torch_device, torch_threads, unwrap
+from pipeline.placement_config import ClusterPlacement, StagePlacement
 
 
 class Refuses:
@@ -116,7 +116,7 @@ def test_a_local_ray_is_quiet_and_kept_to_this_machine(tmp_path: Path) -> None:
         "keep_ray_to_this_machine(None)\n"
         "import signal, psutil, ray\n"  # Ray brings psutil along
         "from pipeline.placement import start_ray, tasks, actor_pool\n"
-        "from pipeline.config import ClusterPlacement, StagePlacement\n"
+        "from pipeline.placement_config import ClusterPlacement, StagePlacement\n"
         "class Same:\n"
         "    def __call__(self, row): return row\n"
         "signal.signal(signal.SIGTERM, signal.default_int_handler)\n"
@@ -146,7 +146,7 @@ def test_a_local_ray_is_quiet_and_kept_to_this_machine(tmp_path: Path) -> None:
 @pytest.mark.ray
 def test_actors_that_leave_no_room_are_refused(tmp_path: Path) -> None:
     code = (
-        "from pipeline.config import ClusterPlacement, StagePlacement\n"
+        "from pipeline.placement_config import ClusterPlacement, StagePlacement\n"
         "from pipeline.errors import GwmError\n"
         "from pipeline.placement import start_ray\n"
         "try:\n"

@@ -13,10 +13,11 @@ from gwm_model import load_segmenter, save_segmenter
 from gwm_model.backbone import Backbone
 from gwm_model.config import OptimizerConfig, SegmenterConfig
 from gwm_model.segmenter import build_segmenter
-from pipeline.config import CacheConfig, StagePlacement, TrainConfig, TrainPlacement
+from pipeline.config import CacheConfig, TrainConfig
 from pipeline.dataset import Dataset
 from pipeline.errors import GwmError
 from pipeline.flow_dataset import open_flow_dataset, refuse_other_flow
+from pipeline.placement_config import StagePlacement, TrainPlacement
 from pipeline.train import train, with_initial_content
 from pipeline.train_worker import initial_segmenter
 from pipeline.training_state import TrainingState
