@@ -38,7 +38,8 @@ class ClusterMailbox:
 
     def put(self, event: Event) -> None:
         """Adds one event."""
-        ray.get(self._actor.put.remote(cloudpickle.dumps(event)))  # type: ignore[no-untyped-call]
+        data = cloudpickle.dumps(event)  # type: ignore[no-untyped-call]
+        ray.get(self._actor.put.remote(data))
 
     def take(self) -> list[Event]:
         """Returns all events since the last call, oldest first."""
