@@ -16,9 +16,8 @@ import pytest
 from pipeline import dry_run, storage
 from pipeline.config import EvaluateConfig, ExportConfig, SegmentConfig, TrackingConfig, TrainConfig
 from pipeline.errors import GwmError
-from pipeline.export import export
 from pipeline.inference import read_model_card
-from pipeline.registered_model import with_models_copied
+from pipeline.registered_model import with_model_at_hand, with_models_copied
 from pipeline.scenes import render_scene
 from pipeline.served_model import REQUIREMENTS, _load_pyfunc
 from pipeline.tracking import Tracker
@@ -148,12 +147,15 @@ def test_every_command_with_a_model_takes_a_name(registry: Registry, tiny_model:
     assert with_models_copied(plain) is plain
 
 
-def test_export_takes_a_name(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_has_a_copy_at_hand(
+    registry: Registry, tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.server)
-    output = str(tmp_path / "segmenter.pt2")
-    export(ExportConfig(format="torch_export", model=f"models:/{registry.name}/1", output=output))
-    assert storage.size_bytes(output) > 0
-    assert [file.name for file in tmp_path.iterdir()] == ["segmenter.pt2"]
+    given = ExportConfig(format="onnx", model=f"models:/{registry.name}/1", output="segmenter.onnx")
+    with with_model_at_hand(given) as config:
+        copy = str(config.model)
+        assert read_model_card(copy).sha256 == read_model_card(tiny_model).sha256
+    assert not storage.exists(copy)
 
 
 def test_a_dry_run_says_which_version_a_name_means(registry: Registry, tmp_path: Path) -> None:

@@ -109,12 +109,15 @@ def needed(names: tuple[str, ...]) -> set[str]:
 ONLY_WITH = """
 import sys
 
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {blocked}:
-            raise ModuleNotFoundError("blocked: " + name)
+class Finder:
+    def __init__(self, finder):
+        self.finder = finder
 
-sys.meta_path.insert(0, Blocked())
+    def find_spec(self, name, path=None, target=None):
+        known = name.partition(".")[0] not in {blocked}
+        return self.finder.find_spec(name, path, target) if known else None
+
+sys.meta_path[:] = map(Finder, sys.meta_path)
 from pathlib import Path
 from pipeline.served_model import _load_pyfunc
 (answer,) = _load_pyfunc({model!r}).predict({{"image": [Path({image!r}).read_bytes()]}})

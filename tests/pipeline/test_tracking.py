@@ -1,5 +1,6 @@
 import math
 import pickle
+import re
 import socket
 import threading
 from contextlib import suppress
@@ -141,8 +142,8 @@ def test_pictures_are_kept_by_step_and_the_machine_is_watched(
         run = client.get_run(run.info.run_id)
     assert tracker.finish("FINISHED") == 0
     images = [file.path for file in client.list_artifacts(run.info.run_id, "images")]
-    shown = sorted(path.split("%")[2] for path in images if path.endswith(".png"))
-    assert shown == ["10", "20"]
+    shown = [re.findall(r"regions\Wstep\W(\d+)", path) for path in images if path.endswith(".png")]
+    assert sorted(shown) == [["10"], ["20"]]
 
 
 class Door:
