@@ -199,7 +199,9 @@ def open_write(url: str) -> Iterator[BinaryIO]:
                 os.replace(file.name, path)  # noqa: PTH105
             return
         with tempfile.TemporaryDirectory(prefix="gwm-") as folder:
-            temporary = Path(folder) / "file"
+            temporary = (
+                Path(folder) / f"file{Path(path).suffix}"
+            )  # by which its type is told: a browser plays a film
             with temporary.open("xb") as file:
                 yield file
             _patiently(url, lambda: filesystem.put_file(str(temporary), path))

@@ -69,6 +69,15 @@ def test_a_file_written_in_pieces_is_seen_whole_or_not_at_all(place: str) -> Non
     assert list(storage.list_temporary_files(place, older_than_s=-1.0)) == []
 
 
+@pytest.mark.server
+def test_a_browser_is_told_that_an_object_is_a_film(s3_bucket_url: str) -> None:
+    url = storage.join(s3_bucket_url, "a film.mp4")
+    with storage.open_write(url) as file:
+        file.write(b"film")
+    filesystem, path = storage.open_filesystem(url)
+    assert filesystem.info(path)["ContentType"] == "video/mp4"
+
+
 def test_of_many_writers_one_creates(place: str) -> None:
     url = storage.join(place, "once")
 
