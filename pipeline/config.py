@@ -306,13 +306,13 @@ class SegmentConfig:
     anchor_frames: int = 16
     """Frames of a video, spread over its length, that decide for all its frames which regions are the object."""
     decode: DecodeLimits = field(default_factory=DecodeLimits)
+    report: ReportConfig = field(default_factory=ReportConfig)
     write_segments: bool = False
     """Also write the K regions (column segments_rle)."""
     write_objects: bool = False
     """Also write separate objects (columns object_ids, objects_rle); a video is then one unit, for their numbers."""
     write_png: bool = False
     """Also write PNG masks and overlay pictures beside the shards, with write_objects also PNGs of the objects."""
-    report: ReportConfig = field(default_factory=ReportConfig)
     retry_quarantined: bool = False
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     placement: SegmentPlacement = field(default_factory=SegmentPlacement)
