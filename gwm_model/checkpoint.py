@@ -13,12 +13,10 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from gwm_model.config import BackboneConfig, SegmenterConfig
+from gwm_model.config import CONFIG_FILE, WEIGHTS_FILE, BackboneConfig, SegmenterConfig
 from gwm_model.errors import first_line
 from gwm_model.segmenter import Segmenter
 
-CONFIG_FILE = "segmenter.json"
-WEIGHTS_FILE = "segmenter.safetensors"
 FORMAT_VERSION = 1
 
 

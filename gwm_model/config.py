@@ -8,6 +8,10 @@ Motion = Literal["constant", "affine", "quadratic"]
 Objective = Literal["expected", "composite"]
 MergeMethod = Literal["exact", "scikit_learn"]
 
+CONFIG_FILE = "segmenter.json"
+WEIGHTS_FILE = "segmenter.safetensors"
+"""The files of a segmenter's folder (checkpoint.py)."""
+
 
 def require(holds: bool, sentence: str) -> None:
     """Raises ValueError with the sentence where a value is impossible."""

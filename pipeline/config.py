@@ -254,6 +254,7 @@ class SegmentConfig:
     anchor_frames: int = 16
     """Frames of a video, spread over its length, that decide for all its frames which regions are the object."""
     decode: DecodeLimits = field(default_factory=DecodeLimits)
+    report: ReportConfig = field(default_factory=ReportConfig)
     write_segments: bool = False
     """Also write the K regions (column segments_rle)."""
     write_objects: bool = False
@@ -262,7 +263,6 @@ class SegmentConfig:
     """Also write PNG masks and overlay pictures beside the shards, with write_objects also PNGs of the objects."""
     write_overlays: bool = True
     """In the end draw the masks over what they were made of: a film of each video, and one sheet of photos."""
-    report: ReportConfig = field(default_factory=ReportConfig)
     retry_quarantined: bool = False
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     placement: SegmentPlacement = field(default_factory=SegmentPlacement)

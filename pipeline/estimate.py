@@ -16,9 +16,6 @@ from pipeline.job_progress import PROGRESS_FILE
 from pipeline.placement_config import StagePlacement
 from pipeline.work_plan import Work
 
-SEGMENTER_FILE = "segmenter.json"
-"""gwm_model.checkpoint.CONFIG_FILE, whose module takes seconds to import."""
-
 PRICE_VARIABLE = "GWM_PRICE_PER_HOUR"
 
 CORES = "cores of an Intel Xeon (infra/performance.md)"
@@ -166,7 +163,7 @@ def _is_default(segmenter: Mapping[str, Any]) -> bool:
 
 
 def _segmenter_of(model: str) -> dict[str, Any]:
-    return dict(_read(storage.join(model, SEGMENTER_FILE)).get("segmenter", {}))
+    return dict(_read(storage.join(model, CONFIG_FILE)).get("segmenter", {}))
 
 
 def _read(url: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import gwm_model
 import pipeline
-from gwm_model.checkpoint import CONFIG_FILE
+from gwm_model.config import CONFIG_FILE
 from pipeline.errors import GwmError
 from pipeline.mlflow_run import MlflowRun, import_mlflow
 from pipeline.pictures import encode_png

@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
-from gwm_model.checkpoint import CONFIG_FILE, WEIGHTS_FILE
+from gwm_model.config import CONFIG_FILE, WEIGHTS_FILE
+from gwm_model.errors import first_line
 from pipeline import storage
 from pipeline.config import EvaluateConfig, ExportConfig, SegmentConfig, TrackingConfig, TrainConfig
 from pipeline.errors import GwmError
@@ -105,6 +106,5 @@ def _explained(model: str, server: str) -> Iterator[None]:
     except GwmError:
         raise
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        sentence = f"{model} cannot be had from MLflow at {server}: {reason}."
-        raise GwmError(without_secrets(sentence)) from error
+        name, place, reason = map(without_secrets, (model, server, first_line(error)))
+        raise GwmError(f"{name} cannot be had from MLflow at {place}: {reason}.") from error

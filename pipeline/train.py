@@ -12,7 +12,7 @@ from typing import Any
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from gwm_model.checkpoint import CONFIG_FILE
+from gwm_model.config import CONFIG_FILE
 from pipeline import storage
 from pipeline.config import TrainConfig
 from pipeline.dataset import Dataset

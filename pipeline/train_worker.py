@@ -13,8 +13,8 @@ import torch.distributed
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import prepare_model
 
-from gwm_model.checkpoint import CONFIG_FILE, WEIGHTS_FILE, save_segmenter
-from gwm_model.config import SegmenterConfig
+from gwm_model.checkpoint import save_segmenter
+from gwm_model.config import CONFIG_FILE, WEIGHTS_FILE, SegmenterConfig
 from gwm_model.segmenter import Segmenter, build_segmenter
 from gwm_model.training import SegmenterLoss, TrainBatch, learning_rate_at, make_optimizer, train_step
 from pipeline import storage

@@ -19,6 +19,8 @@ from pipeline.storage_errors import without_secrets
 
 NAME = "report.html"
 SAMPLES_ON_A_PAGE = 24
+HEAD_BYTES = 4096
+"""The page begins with what it says about itself."""
 FILES = Path(__file__).parent
 UNITS = {"prepare": "clips", "train": "models", "segment": "chunks", "evaluate": "sequences"}
 RATES = {"rows": "frames", "steps": "steps", "images": "images"}
@@ -133,7 +135,10 @@ def command_time(summary: Mapping[str, Any]) -> CommandTime:
 
 def is_drawn(url: str, state: str) -> bool:
     """Whether a report of this state is there."""
-    return storage.exists(url) and _mark(state).encode() in storage.read_bytes(url)
+    if not storage.exists(url):
+        return False
+    with storage.open_read(url) as file:
+        return _mark(state).encode() in file.read(HEAD_BYTES)
 
 
 def write_report(url: str, report: Report) -> None:
@@ -195,7 +200,7 @@ def _template() -> jinja2.Template:
     environment.filters |= {
         "data_url": _data_url,
         "json": _json,
-        "link": quote,
+        "link": _link,
         "per_cent": _per_cent,
         "size": _size,
     }
@@ -211,6 +216,10 @@ def _shown(value: object) -> object:
 
 def _data_url(picture: bytes) -> Markup:
     return Markup(f"data:image/webp;base64,{base64.b64encode(picture).decode()}")  # noqa: S704  no character of HTML
+
+
+def _link(path: str) -> str:
+    return quote(without_secrets(path))
 
 
 def _json(value: object) -> Markup:

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from gwm_model.checkpoint import CONFIG_FILE
-from gwm_model.config import SegmenterConfig
+from gwm_model.config import CONFIG_FILE, SegmenterConfig
 from pipeline import estimate
 from pipeline.config import EstimateFlowConfig, PrepareConfig, SegmentConfig, TrainConfig
 from pipeline.errors import GwmError
