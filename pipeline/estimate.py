@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from gwm_model.config import CONFIG_FILE
 from pipeline import storage
 from pipeline.config import PrepareConfig, SegmentConfig, TrainConfig
 from pipeline.errors import GwmError

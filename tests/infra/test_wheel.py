@@ -90,7 +90,7 @@ def test_the_wheel_holds_nothing_else(wheel: Path) -> None:
         f"gwm-{VERSION}.data",
     }
     inside = [name for name in names if ".dist-info/" not in name]
-    assert {Path(name).suffix for name in inside} == {".py", ".yaml", ".typed"}
+    assert {Path(name).suffix for name in inside} == {".py", ".yaml", ".typed", ".html", ".css", ".js"}
 
 
 def test_metadata(wheel: Path) -> None:
