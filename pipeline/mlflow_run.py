@@ -138,12 +138,12 @@ class MlflowRun:
         """Names a dataset of shards as one that this run reads or writes."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        scheme, _, _ = use.url.rpartition("://")
+        url = without_secrets(use.url)
         dataset = Dataset(
-            name=PurePosixPath(use.url).name,
+            name=PurePosixPath(url).name,
             digest=use.digest,
-            source_type=scheme or "local",
-            source=json.dumps({"uri": without_secrets(use.url)}),
+            source_type=url.rpartition("://")[0] or "local",
+            source=json.dumps({"uri": url}),
             profile=json.dumps({"num_shards": use.num_shards, "num_rows": use.num_rows}),
         )
         context = InputTag("mlflow.data.context", use.context)

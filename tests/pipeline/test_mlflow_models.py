@@ -20,6 +20,7 @@ from pipeline.inference import read_model_card
 from pipeline.registered_model import with_model_at_hand, with_models_copied
 from pipeline.scenes import render_scene
 from pipeline.served_model import REQUIREMENTS, _load_pyfunc
+from pipeline.submit import _refuse_relative_places as refuse_relative_places
 from pipeline.tracking import Tracker
 
 
@@ -259,3 +260,14 @@ def test_runs_that_share_content_are_linked(
         assert [used.model_id for used in runs[command].inputs.model_inputs] == [model.model_id]
     logged = registry.client.get_logged_model(model.model_id)
     assert {metric.key: metric.value for metric in logged.metrics or ()} == {"j_mean": 0.5}
+
+
+def test_a_job_may_be_sent_with_a_name() -> None:
+    places = {"images": "s3://bucket/images", "output": "s3://bucket/masks"}
+    refuse_relative_places(SegmentConfig(model="models:/gwm@champion", **places))
+    with pytest.raises(GwmError, match="model=gwm@champion is a path on this machine"):
+        refuse_relative_places(SegmentConfig(model="gwm@champion", **places))
+    with pytest.raises(GwmError, match="initial_model=before is a path on this machine"):
+        refuse_relative_places(
+            TrainConfig(flow="s3://bucket/flow", output="s3://bucket/model", initial_model="before")
+        )

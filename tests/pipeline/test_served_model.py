@@ -113,6 +113,9 @@ class Finder:
     def __init__(self, finder):
         self.finder = finder
 
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
     def find_spec(self, name, path=None, target=None):
         known = name.partition(".")[0] not in {blocked}
         return self.finder.find_spec(name, path, target) if known else None
