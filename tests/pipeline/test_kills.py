@@ -60,8 +60,8 @@ class Job:
         return {path.name: path.read_bytes() for path in self.output.glob("shards/[!.]*")}
 
     def drawings(self) -> Shards:
-        """Overlays of the videos, and the contact sheet; no part of one, and nothing half-written."""
-        files = [*self.output.glob("overlays/*"), *self.output.glob("contact_sheet.*")]
+        """Overlays of the videos, and the contact sheet."""
+        files = [*self.output.glob("overlays/[!.]*"), *self.output.glob("contact_sheet.*")]
         return {path.name: path.read_bytes() for path in files}
 
     def into(self, output: Path) -> "Job":
