@@ -73,7 +73,9 @@ class JobProgress(Progress):
             )
         super().reach(done, **fields)
         loss = fields.get("loss")
-        self._metrics.show(progress=done, loss=loss if isinstance(loss, float) else None)
+        self._metrics.show(
+            progress=done, progress_total=self._total, loss=loss if isinstance(loss, float) else None
+        )
         if self._totals is not None:
             self._metrics.count(self._totals)
         if time.monotonic() - self._written >= SECONDS_BETWEEN_FILES:
