@@ -35,9 +35,7 @@ def segment(config: SegmentConfig) -> dict[str, Any]:
     check_refinement(config.refine)
     next(find_images(config.images))  # refuses an input without images
     config = with_models_copied(config)
-    card = read_model_card(
-        config.model, config.input_scales
-    )  # refuses a wrong model before anything is written
+    card = read_model_card(config.model, config.input_scales)  # refuses a wrong model; nothing is written yet
     pinned = pin(config, card)
     dataset = Dataset.open(config.output, kind="masks", config=pinned, schema_version=MASK_SCHEMA_VERSION)
     if config.retry_quarantined:

@@ -27,6 +27,7 @@ from pipeline.config import (
     DecodeConfig,
     EstimateFlowConfig,
     PrepareConfig,
+    ReportConfig,
     SegmentConfig,
     TrainConfig,
 )
@@ -209,9 +210,13 @@ class StagesOfSegment:
     model: str
 
     def config(self, **values: Any) -> SegmentConfig:
-        """Chunks of 8 images by few workers, masks as the network has them, no overlays, unless said otherwise."""
+        """Chunks of 8 images by few workers, masks as the network has them, nothing drawn, unless said otherwise."""
         places = {"images": self.folder / "videos", "model": self.model, "output": self.folder / "masks"}
-        plain = {"refine": RefineConfig(method="none"), "write_overlays": False}
+        plain = {
+            "refine": RefineConfig(method="none"),
+            "write_overlays": False,
+            "report": ReportConfig(num_samples=0),
+        }
         defaults = {"chunk_images": 8, "placement": few_workers.SEGMENT, **plain}
         return SegmentConfig(**{**defaults, **{key: str(url) for key, url in places.items()}, **values})
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gwm_model.config import RefineConfig
-from pipeline.config import SegmentConfig, TrackingConfig
+from pipeline.config import ReportConfig, SegmentConfig, TrackingConfig
 from pipeline.dataset import Dataset
 from pipeline.errors import GwmError
 from pipeline.segment import segment
@@ -34,7 +34,7 @@ def test_a_run_a_rerun_and_the_stages_alone_give_the_same_shards(
     ray_local, segment_stages, make_video, make_frame_folder, tmp_path, capsys
 ):
     fill(tmp_path, make_video, make_frame_folder)
-    config = segment_stages.config(write_segments=True, write_overlays=True)
+    config = segment_stages.config(write_segments=True, write_overlays=True, report=ReportConfig())
     summary = segment(config)
     assert summary["units"] == {"done": 6, "skipped": 0, "quarantined": 1}
     assert (summary["images"], summary["errors"]) == (36, 1)
