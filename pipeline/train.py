@@ -39,7 +39,7 @@ SECONDS_BETWEEN_LOOKS = 0.5
 def train(config: TrainConfig) -> dict[str, Any]:
     """Trains a segmenter on a flow dataset; returns the summary. A rerun goes on from the last checkpoint."""
     flow = open_flow_dataset(config.flow)
-    config = with_models_copied(config)
+    config = with_models_copied(replace(config, output=storage.absolute(config.output)))
     initial_segmenter(config)  # weights that do not fit are refused before anything is written
     config = with_initial_content(config)
     output = Dataset.open(config.output, kind="model", config=config, schema_version=1)
