@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from gwm_model.config import RefineConfig
 from pipeline.config import SegmentConfig
 from pipeline.errors import GwmError
 from pipeline.inference import check_refinement, read_model_card
@@ -27,8 +26,8 @@ from pipeline.stages.segment_images import SegmentImages
 
 IMAGE = "image"
 """The input's only column: encoded images, as bytes."""
-SERVED = ("merge", "refine", "decode")
-"""Sections of segment's values that hold for single images."""
+SERVED = ("merge", "refine", "input_scales", "decode")
+"""Those of segment's values that hold for single images."""
 REQUIREMENTS = (
     "av",
     "fsspec",
@@ -51,8 +50,7 @@ REQUIREMENTS = (
 
 def served_values() -> dict[str, Scalar]:
     """The values of a served model under dotted keys: those of conf/segment.yaml."""
-    config = SegmentConfig(refine=RefineConfig(method="guided_filter"))
-    return {key: value for key, value in flatten(config).items() if key.split(".")[0] in SERVED}
+    return {key: value for key, value in flatten(SegmentConfig()).items() if key.split(".")[0] in SERVED}
 
 
 class ServedModel:
@@ -61,7 +59,7 @@ class ServedModel:
     def __init__(self, config: SegmentConfig) -> None:
         check_refinement(config.refine)
         self._config = config
-        self._card = read_model_card(config.model)
+        self._card = read_model_card(config.model, config.input_scales)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._segment_images = SegmentImages(config, device, torch.get_num_threads())
 
