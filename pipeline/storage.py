@@ -92,7 +92,7 @@ def exists(url: str) -> bool:
     with explained(url):
         try:
             _patiently(url, lambda: filesystem.info(path))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
         return True
 

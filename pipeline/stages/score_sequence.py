@@ -189,8 +189,11 @@ def _wanted(row: Row, number: int, mask: Mask, regions: Float[Tensor, "K H W"] |
 
 
 def _extremes(wanted: list[Wanted], j: list[float], num_samples: int) -> list[Wanted | None]:
-    """Those of the frames with the lowest and the highest J that `num_samples` may show, of each a half."""
-    counted = [number for number in np.argsort(j) if not np.isnan(j[number])]
+    """Those of the frames with the lowest and the highest J that `num_samples` may show, of each a half.
+
+    Equal scores stay in the order of the frames, as in the report's choice among all rows.
+    """
+    counted = [number for number in np.argsort(j, kind="stable") if not np.isnan(j[number])]
     half = (num_samples + 1) // 2
     kept = {*counted[:half], *counted[-half:]} if half else set()
     return [wanted[number] if number in kept else None for number in range(len(j))]
