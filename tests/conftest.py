@@ -182,7 +182,7 @@ def ray_cluster(s3_environment: str, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("cluster")
     python = Path(sys.executable).parent
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
         "PATH": f"{python}{os.pathsep}{os.environ.get('PATH', '')}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),

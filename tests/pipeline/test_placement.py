@@ -99,7 +99,7 @@ def test_a_cluster_that_is_not_there_is_named() -> None:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     code = (
-        "from pipeline.config import ClusterPlacement\n"
+        "from pipeline.placement_config import ClusterPlacement\n"
         "from pipeline.placement import start_ray; from pipeline.errors import GwmError\n"
         f"try: start_ray(ClusterPlacement(address='127.0.0.1:{port}'))\n"
         "except GwmError as error: print(error)"

@@ -93,10 +93,9 @@ class Browser:
         self.send("Input.dispatchKeyEvent", type="keyUp", **words)
 
     def focused(self) -> str:
-        """The name of what has the focus: its id, its label or its text."""
-        return str(
-            self.run("(one => one.id || one.ariaLabel || one.textContent.trim())(document.activeElement)")
-        )
+        """The name of what has the focus, once events that wait are handled: its id, its label or its text."""
+        name = "(one => one.id || one.ariaLabel || one.textContent.trim())(document.activeElement)"
+        return str(self.run(f"new Promise(tell => setTimeout(() => tell({name})))"))
 
     def complaints(self) -> list[dict[str, Any]]:
         """What the console was told: errors of the script, and what the page's policy stopped."""
