@@ -94,8 +94,9 @@ def test_what_jobs_have_done_is_exported_for_prometheus(cluster: Cluster) -> Non
     exported = set()
     for address in cluster.running.metrics:
         with urllib.request.urlopen(address, timeout=60) as answer:
-            exported |= set(re.findall(r"^ray_(gwm_\w+)_total\{", answer.read().decode(), re.MULTILINE))
-    assert exported == set(COUNTERS) - {"gwm_images"}
+            exported |= set(re.findall(r"^ray_(gwm_\w+)\{", answer.read().decode(), re.MULTILINE))
+    counters = {f"{name}_total" for name in COUNTERS if name != "gwm_images"}
+    assert exported == counters | {"gwm_progress", "gwm_progress_total"}
 
 
 def test_a_mistake_that_only_the_cluster_can_see_is_one_sentence_and_1(cluster: Cluster) -> None:
