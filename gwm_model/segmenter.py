@@ -67,8 +67,7 @@ class Segmenter(nn.Module):
         if scale == 1.0:
             return size
         step = UNET_MULTIPLE_PX if self.backbone is None else self.backbone.multiple_px
-        height_px, width_px = (max(1, round(scale * side / step)) * step for side in size)
-        return height_px, width_px
+        return scaled_size(size, scale, step)
 
     def resize(self, images: Shaped[Tensor, "B 3 H W"], scale: float = 1.0) -> Float[Tensor, "B 3 h w"]:
         """Images in [0, 1] at the network's input size; uint8 images are 0 to 255, float images 0 to 1 already."""
@@ -115,3 +114,9 @@ class Segmenter(nn.Module):
 def build_segmenter(config: SegmenterConfig) -> Segmenter:
     """A segmenter with a fresh head and the configured backbone weights."""
     return Segmenter(config)
+
+
+def scaled_size(size: tuple[int, int], scale: float, multiple_px: int) -> tuple[int, int]:
+    """Height and width times the scale, each the nearest multiple of `multiple_px`, but not 0."""
+    height_px, width_px = (max(1, round(scale * side / multiple_px)) * multiple_px for side in size)
+    return height_px, width_px

@@ -19,7 +19,7 @@ from gwm_model.crf import crf_upsample
 from gwm_model.flow_refine import explain_flow
 from gwm_model.merge import foreground_probability
 from gwm_model.refine import guided_upsample
-from gwm_model.segmenter import Segmenter
+from gwm_model.segmenter import Segmenter, scaled_size
 from gwm_model.stray_parts import StrayParts, find_stray_parts, remove_stray_parts
 from pipeline import storage
 from pipeline.errors import GwmError, UnitError
@@ -225,9 +225,8 @@ def _appearance(
     merger: "Backbone", images: UInt8[Tensor, "B 3 H W"], height_px: int
 ) -> Float[Tensor, "B C i j"]:
     """The deepest feature map of a backbone, for images enlarged to the height, and to whole patches."""
-    step = merger.multiple_px
-    scale = max(1.0, height_px / images.shape[2])
-    size = [max(1, round(side * scale / step)) * step for side in images.shape[2:]]
+    height, width = images.shape[2:]
+    size = scaled_size((height, width), max(1.0, height_px / height), merger.multiple_px)
     pixels = F.interpolate(images.float() / 255, size=size, mode="bilinear", antialias=True)
     deepest: Tensor = merger(pixels)[-1]
     return deepest.float()
