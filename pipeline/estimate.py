@@ -78,7 +78,9 @@ def of_segment(config: SegmentConfig, work: Work, left: float) -> dict[str, Any]
     earlier, place = earlier_run(config.output, work), config.placement.segment_images
     pace = earlier.pace
     if pace is None and _is_default(_segmenter_of(config.model)):
-        pace = _on_cores(*CORE_S_OF_AN_IMAGE, place, config.placement.address)
+        core_s, setup = CORE_S_OF_AN_IMAGE
+        core_s *= sum(scale**2 for scale in config.input_scales)
+        pace = _on_cores(core_s, f"{setup}, times the area of the input's sizes", place, config.placement.address)
     return _estimate(pace, left * work.frames, earlier, *BYTES_OF_A_MASK)
 
 

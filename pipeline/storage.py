@@ -11,11 +11,11 @@ import re
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from io import BufferedWriter
 from pathlib import Path
-from typing import BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
 import pyarrow.fs
@@ -147,7 +147,7 @@ def list_folder(url: str) -> list[str]:
     with explained(url):
         entries = _patiently(url, lambda: filesystem.ls(path, detail=True))
     return sorted(
-        prefix + entry["name"] for entry in entries if entry["type"] == "file" and entry["name"] != path
+        prefix + entry["name"] for entry in entries if _kind(entry) == "file" and entry["name"] != path
     )
 
 
@@ -359,16 +359,35 @@ def _s3_objects(filesystem: fsspec.AbstractFileSystem, path: str) -> Iterator[tu
         request["ContinuationToken"] = page["NextContinuationToken"]
 
 
-def _walk(url: str, filesystem: fsspec.AbstractFileSystem, path: str) -> Iterator[tuple[str, int]]:
-    """Files below a folder in the order in which an object store lists keys, a folder at a time."""
+def _walk(
+    url: str, filesystem: fsspec.AbstractFileSystem, path: str, above: frozenset[str] = frozenset()
+) -> Iterator[tuple[str, int]]:
+    """Files below a folder in the order in which an object store lists keys, a folder at a time.
+
+    A symbolic link is followed, but not back into a folder that the walk is in.
+    """
+    if is_local(url):
+        real = os.path.realpath(path)
+        if real in above:
+            return
+        above |= {real}
     try:
         entries = _patiently(url, lambda: filesystem.ls(path, detail=True))
     except (FileNotFoundError, NotADirectoryError):
         return
-    folders = {entry["name"].rstrip("/") + "/" for entry in entries if entry["type"] == "directory"}
-    sizes = {entry["name"]: int(entry["size"] or 0) for entry in entries if entry["type"] == "file"}
+    folders = {entry["name"].rstrip("/") + "/" for entry in entries if _kind(entry) == "directory"}
+    sizes = {entry["name"]: int(entry["size"] or 0) for entry in entries if _kind(entry) == "file"}
     for name in sorted(folders | sizes.keys()):
         if name in folders:
-            yield from _walk(url, filesystem, name.rstrip("/"))
+            yield from _walk(url, filesystem, name.rstrip("/"), above)
         elif name != path:
             yield name, sizes[name]
+
+
+def _kind(entry: Mapping[str, Any]) -> str:
+    """"file", "directory" or "other"; a symbolic link is what it leads to, and a file where that is missing."""
+    if not entry.get("islink"):
+        return str(entry["type"])
+    if os.path.isdir(entry["name"]):
+        return "directory"
+    return "file" if os.path.isfile(entry["name"]) or not os.path.exists(entry["name"]) else "other"

@@ -59,7 +59,7 @@ def train_worker(job: TrainJob) -> None:
     context = ray.train.get_context()
     rank = Rank(job, Share(rank=context.get_world_rank(), world_size=context.get_world_size()))
     state, config = rank.state, job.config
-    rank.tell({"state": state})
+    rank.tell({"state": state, "begins": True})
     for batch in rank.loader.batches(config.batch_size, state.step, rank.share):
         if state.step >= config.num_steps or state.bad_batches > config.max_bad_batches:
             break

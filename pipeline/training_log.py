@@ -23,6 +23,8 @@ class TrainingLog:
         """Records one event."""
         if "state" in event:
             self._follow(event["state"])
+            if event.get("begins") and self.state.step:
+                say(f"gwm: training goes on from step {self.state.step}.")
         elif "values" in event:
             self._log(event["values"])
         else:

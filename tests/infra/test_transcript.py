@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,19 +39,30 @@ class Transcript:
         self.text += f"\n{sentence}\n"
 
     def gwm(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return self._run(f"gwm {' '.join(words)}", sys.executable, "-m", "pipeline", *words)
+
+    def ray(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return self._run(f"ray {' '.join(words)}", str(Path(sys.executable).parent / "ray"), *words)
+
+    def _run(self, typed: str, *command: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [sys.executable, "-m", "pipeline", *words],
+            command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
             env=self.cluster.environment | {"RAY_API_SERVER_ADDRESS": self.cluster.address},
         )
-        shown = f"$ gwm {' '.join(words)}\n{done.stdout}[exit code {done.returncode}]\n"
+        shown = f"$ {typed}\n{done.stdout}[exit code {done.returncode}]\n"
         for pattern, replacement in ANONYMOUS:
             shown = re.sub(pattern, replacement, shown)
         self.text += f"\n```\n{shown}```\n"
         return done
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    while not holds():  # pytest's own time limit ends it
+        time.sleep(0.5)
 
 
 @pytest.mark.slow
@@ -80,10 +92,21 @@ def test_submit_follow_status_resume(
     storage.write_bytes(f"{root}/videos/0.mp4", whole[0])
     assert shown.gwm("submit", *prepare, "retry_quarantined=true", "--follow").returncode == 0
     assert shown.gwm("status", f"{root}/flow").returncode == 0
-    shown.says("The flow is trained on, by a job too.")
+    shown.says("The flow is trained on, by a job too, which is stopped after its first checkpoint.")
     unet = ("segmenter.architecture=unet", "segmenter.height_px=48", "segmenter.width_px=80")
-    train = ("train", f"flow={root}/flow", f"output={root}/model", *unet, "num_steps=20", "batch_size=2")
-    assert shown.gwm("submit", *train, "--follow").returncode == 0
+    train = ("train", f"flow={root}/flow", f"output={root}/model", *unet, "batch_size=2")
+    train = (*train, "num_steps=100", "checkpoint_every_steps=20")
+    submitted = shown.gwm("submit", *train)
+    assert submitted.returncode == 0
+    wait_until(lambda: any(storage.list_files(f"{root}/model/training")))
+    wait_until(lambda: storage.exists(f"{root}/model/progress.json"))
+    assert shown.gwm("status", f"{root}/model").returncode == 0
+    assert shown.ray("job", "stop", submitted.stdout.splitlines()[-1]).returncode == 0
+    assert shown.gwm("status").returncode == 0
+    shown.says("The same command goes on from the last checkpoint.")
+    resumed = shown.gwm("submit", *train, "--follow")
+    assert resumed.returncode == 0
+    assert re.search(r"training goes on from step [1-9]\d*\.", resumed.stdout)
     assert shown.gwm("status", f"{root}/flow", f"{root}/model").returncode == 0
     assert shown.gwm("status").returncode == 0
     assert ray_cluster.environment["RAY_AUTH_TOKEN"] not in shown.text

@@ -110,6 +110,13 @@ def test_segment_has_a_rate_for_the_default_network(
     assert told["seconds"] == (round(320 / 4.83 / 2) if known else None)
 
 
+def test_segment_counts_the_sizes_of_the_input(tmp_path: Path) -> None:
+    values = json.dumps({"segmenter": dataclasses.asdict(SegmenterConfig())})
+    (tmp_path / CONFIG_FILE).write_text(values)
+    config = SegmentConfig(images="in", model=str(tmp_path), output="out", input_scales=(1.0, 1.5))
+    assert estimate.of_segment(config, WORK, 1.0)["seconds"] == round(3.25 * 320 / 4.83 / 2)
+
+
 def test_train_counts_the_steps_that_are_left(tmp_path: Path) -> None:
     config = TrainConfig(flow="flow", output=str(tmp_path), num_steps=800, batch_size=16)
     assert estimate.of_train(config, 800)["seconds"] == 2 * 2 * 660  # twice the batch, one core for two

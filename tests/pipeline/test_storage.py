@@ -51,6 +51,22 @@ def test_a_file_is_written_read_measured_and_deleted(place: str) -> None:
     assert not storage.exists(url)
 
 
+def test_symbolic_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    """As in the cache of a model hub; one that leads nowhere stays in the list, so that somebody hears of it."""
+    inside, elsewhere = tmp_path / "in", tmp_path / "elsewhere"
+    for folder in (inside, elsewhere):
+        folder.mkdir()
+        (folder / "plain.jpg").write_bytes(b"12345")
+    (inside / "file.jpg").symlink_to(elsewhere / "plain.jpg")
+    (inside / "folder").symlink_to(elsewhere)
+    (inside / "gone.jpg").symlink_to(tmp_path / "nothing.jpg")
+    (elsewhere / "back").symlink_to(inside)
+    found = {Path(url).relative_to(inside).as_posix(): size for url, size in storage.list_file_sizes(str(inside))}
+    assert found == {"file.jpg": 5, "folder/plain.jpg": 5, "gone.jpg": 0, "plain.jpg": 5}
+    names = [Path(url).name for url in storage.list_folder(str(inside))]
+    assert names == ["file.jpg", "gone.jpg", "plain.jpg"]
+
+
 def test_a_file_written_in_pieces_is_seen_whole_or_not_at_all(place: str) -> None:
     url = storage.join(place, "pieces")
     with storage.open_write(url) as file:

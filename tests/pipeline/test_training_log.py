@@ -39,17 +39,20 @@ def test_each_step_and_each_sentence_is_recorded_once(
     tracker, sentence = Recorder(), "the checkpoint of step 9 is damaged: fell back to step 2"
     with Progress(total=5, unit="steps") as progress:
         log = TrainingLog(str(tmp_path), tracker, progress)
-        log.take({"state": TrainingState()})
+        log.take({"state": TrainingState(), "begins": True})
         for step in (1, 2, 3):
             log.take({"values": entry(step)})
         for _ in range(2):
-            log.take({"state": TrainingState(step=2, history=[entry(1), entry(2)], fallbacks=[sentence])})
+            state = TrainingState(step=2, history=[entry(1), entry(2)], fallbacks=[sentence])
+            log.take({"state": state, "begins": True})
         for step in (3, 4):
             log.take({"values": entry(step)})
         log.take({"picture": b"jpeg", "step": 4})
         log.take({"state": TrainingState(step=5, history=[entry(step) for step in range(1, 6)])})
     assert tracker.steps == [1, 2, 3, 4, 5]
-    assert capsys.readouterr().err.count(f"gwm: {sentence}.\n") == 1
+    said = capsys.readouterr().err
+    assert said.count(f"gwm: {sentence}.\n") == 1
+    assert said.count("goes on from step") == said.count("gwm: training goes on from step 2.\n") == 2
     assert tracker.tags == [{"gwm.fallback": sentence}]
     assert (tmp_path / "pictures" / "step_000004.jpg").read_bytes() == b"jpeg"
     assert tracker.pictures == [("regions", b"jpeg", 4)]
