@@ -98,8 +98,7 @@ def test_submit_follow_status_resume(
     train = (*train, "num_steps=100", "checkpoint_every_steps=20")
     submitted = shown.gwm("submit", *train)
     assert submitted.returncode == 0
-    wait_until(lambda: any(storage.list_files(f"{root}/model/training")))
-    wait_until(lambda: storage.exists(f"{root}/model/progress.json"))
+    wait_until(lambda: any("/step_" in url for url in storage.list_files(f"{root}/model/training")))
     assert shown.gwm("status", f"{root}/model").returncode == 0
     assert shown.ray("job", "stop", submitted.stdout.splitlines()[-1]).returncode == 0
     assert shown.gwm("status").returncode == 0
