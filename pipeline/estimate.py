@@ -80,7 +80,9 @@ def of_segment(config: SegmentConfig, work: Work, left: float) -> dict[str, Any]
     if pace is None and _is_default(_segmenter_of(config.model)):
         core_s, setup = CORE_S_OF_AN_IMAGE
         core_s *= sum(scale**2 for scale in config.input_scales)
-        pace = _on_cores(core_s, f"{setup}, times the area of the input's sizes", place, config.placement.address)
+        pace = _on_cores(
+            core_s, f"{setup}, times the area of the input's sizes", place, config.placement.address
+        )
     return _estimate(pace, left * work.frames, earlier, *BYTES_OF_A_MASK)
 
 

@@ -385,9 +385,10 @@ def _walk(
 
 
 def _kind(entry: Mapping[str, Any]) -> str:
-    """"file", "directory" or "other"; a symbolic link is what it leads to, and a file where that is missing."""
+    """file, directory or other; a symbolic link is what it leads to, and a file where that is missing."""
     if not entry.get("islink"):
         return str(entry["type"])
-    if os.path.isdir(entry["name"]):
+    path = Path(entry["name"])
+    if path.is_dir():
         return "directory"
-    return "file" if os.path.isfile(entry["name"]) or not os.path.exists(entry["name"]) else "other"
+    return "file" if path.is_file() or not path.exists() else "other"

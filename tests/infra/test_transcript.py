@@ -21,7 +21,8 @@ Made by `infra/scripts/cluster`, on one machine: a Ray head without CPUs, a seco
 and SeaweedFS as the bucket. Names of buckets, ports and the clock are left out. The machine was shared: no time
 here is a measurement.
 """
-ANONYMOUS = (
+SHOWN_AS = (
+    (r"\x1b\[\d+m", ""),
     (r"127\.0\.0\.1:\d+", "127.0.0.1:8265"),
     (r"s3://test-\w+", "s3://bucket"),
     (r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(,\d+|\+00:00)?", "(time)"),
@@ -54,7 +55,7 @@ class Transcript:
             env=self.cluster.environment | {"RAY_API_SERVER_ADDRESS": self.cluster.address},
         )
         shown = f"$ {typed}\n{done.stdout}[exit code {done.returncode}]\n"
-        for pattern, replacement in ANONYMOUS:
+        for pattern, replacement in SHOWN_AS:
             shown = re.sub(pattern, replacement, shown)
         self.text += f"\n```\n{shown}```\n"
         return done

@@ -61,7 +61,9 @@ def test_symbolic_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     (inside / "folder").symlink_to(elsewhere)
     (inside / "gone.jpg").symlink_to(tmp_path / "nothing.jpg")
     (elsewhere / "back").symlink_to(inside)
-    found = {Path(url).relative_to(inside).as_posix(): size for url, size in storage.list_file_sizes(str(inside))}
+    found = {
+        Path(url).relative_to(inside).as_posix(): size for url, size in storage.list_file_sizes(str(inside))
+    }
     assert found == {"file.jpg": 5, "folder/plain.jpg": 5, "gone.jpg": 0, "plain.jpg": 5}
     names = [Path(url).name for url in storage.list_folder(str(inside))]
     assert names == ["file.jpg", "gone.jpg", "plain.jpg"]
