@@ -46,7 +46,7 @@ class ProtocolScores:
     statistics: Mapping[str, float]
     """`j_recall`, `j_decay`, and where contours were scored `f_mean`, `f_recall`, `f_decay`: means over sequences.
 
-    Of single images also `accuracy`, `f_beta` and `max_f_beta`.
+    Of single images no decay, but `accuracy`, `f_beta` and `max_f_beta`.
     """
 
 
@@ -130,11 +130,13 @@ def parquet_bytes(table: pa.Table) -> bytes:
 
 def _means(scores: pa.Table, truth: GroundTruth, suffix: str) -> ProtocolScores:
     regions, contours = _by_sequence(scores, f"j{suffix}"), _by_sequence(scores, f"f{suffix}")
-    statistics = {"j_recall": _mean_of(recall, regions), "j_decay": _mean_of(decay, regions)}
+    single_images = f"{CURVE}{suffix}" in scores.column_names
+    figures = {"recall": recall} | ({} if single_images else {"decay": decay})
+    statistics = {f"j_{name}": _mean_of(figure, regions) for name, figure in figures.items()}
     if contours:
         statistics["f_mean"] = dataset_mean(truth.layout, contours)
-        statistics |= {"f_recall": _mean_of(recall, contours), "f_decay": _mean_of(decay, contours)}
-    if f"{CURVE}{suffix}" in scores.column_names:
+        statistics |= {f"f_{name}": _mean_of(figure, contours) for name, figure in figures.items()}
+    if single_images:
         statistics |= _image_statistics(scores, suffix)
     return ProtocolScores(
         j_mean=dataset_mean(truth.layout, regions),
