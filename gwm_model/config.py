@@ -99,6 +99,8 @@ class ObjectiveConfig:
     """Flow components are clipped to plus or minus this, in pixels of the stored size (paper's code: 20 at 480x854)."""
     flow_normalization: Literal["none", "relative"] = "relative"
     """`relative` divides a frame's flow by the root mean square that one global motion leaves unexplained."""
+    residual: Literal["squared", "root"] = "squared"
+    """`squared` is Eq. 3; `root`, its robust square root, is for flow with gross errors, as that of `dis`."""
     appearance_weight: float = 0.05
     """Weight of the normalised cut of the backbone's features that the regions make (paper: 0); the U-Net has none."""
     motion_weight: float = 1.0

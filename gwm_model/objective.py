@@ -22,6 +22,9 @@ from torch.nn import functional
 from gwm_model.config import Motion, Objective, ObjectiveConfig
 from gwm_model.motion import Basis, as_float, fit_motion, fit_parameters, motion_basis, reconstruct_flow
 
+Residual = Literal["squared", "root"]
+SOFTENING = 0.1
+"""Residuals below this, in units of the flow given, count as squares in the `root` residual."""
 LEAST_COSINE = 0.3
 """Patches less alike than this have nothing to do with each other in `appearance_cut`."""
 NOISE_PX = 0.5
@@ -34,6 +37,7 @@ def motion_loss(
     *,
     motion: Motion = "quadratic",
     objective: Objective = "expected",
+    residual: Residual = "squared",
 ) -> Float[Tensor, ""]:
     """Mean residual of the flow over B, H, W and the two components, as a scalar with a gradient for the masks.
 
@@ -42,6 +46,8 @@ def motion_loss(
         flow: observed flow, px; no gradient is computed for it.
         motion: the model fitted to each region.
         objective: `expected` (Eq. 3 and 4) or `composite` (the published code).
+        residual: `squared`, or `root`, sqrt(|F - f|^2 + 0.1^2), which outliers do not rule. The fit stays
+            least squares; for `expected` its parameters then count as constants.
 
     Raises:
         ValueError: unknown names, or shapes that do not match.
@@ -50,60 +56,66 @@ def motion_loss(
         raise ValueError(
             f"masks [B,K,H,W] and flow [B,2,H,W] do not match: {list(masks.shape)} and {list(flow.shape)}."
         )
-    if objective not in ("expected", "composite"):
-        raise ValueError(f"No such objective: {objective!r}.")
+    if objective not in ("expected", "composite") or residual not in ("squared", "root"):
+        raise ValueError(f"No such objective: {objective!r} with residual {residual!r}.")
     with torch.autocast(masks.device.type, enabled=False):
         flow = as_float(flow.detach())
         masks = as_float(masks).to(torch.promote_types(masks.dtype, torch.float32))
         flow = flow.to(masks.dtype)
         basis = motion_basis(motion, *flow.shape[2:], flow.device, flow.dtype)
         function = ExpectedResidual if objective == "expected" else CompositeResidual
-        loss: Tensor = function.apply(masks.flatten(2), flow.flatten(2), basis)
+        loss: Tensor = function.apply(masks.flatten(2), flow.flatten(2), basis, residual == "root")
         return loss
 
 
 class ExpectedResidual(torch.autograd.Function):
-    """mean over pixels of sum_k m_k |F - f_k|^2, f_k fitted with weights m_k."""
+    """mean over pixels of sum_k m_k rho(|F - f_k|^2), f_k fitted with weights m_k."""
 
     @staticmethod
-    def forward(ctx: Any, masks: Tensor, flow: Tensor, basis: Basis) -> Tensor:  # noqa: D102
+    def forward(ctx: Any, masks: Tensor, flow: Tensor, basis: Basis, root: bool) -> Tensor:  # noqa: D102
         parameters, _ = fit_parameters(masks, flow, basis)
         energy = torch.empty_like(masks)
         for k in range(masks.shape[1]):  # region by region, so that the buffers stay in the processor's cache
             difference = reconstruct_flow(parameters[:, k : k + 1], basis)[:, 0].sub_(flow)
             torch.mul(difference[:, 0], difference[:, 0], out=energy[:, k])
             energy[:, k].addcmul_(difference[:, 1], difference[:, 1])
+        if root:
+            energy.add_(SOFTENING**2).sqrt_()
         energy.mul_(1.0 / flow.numel())
         ctx.save_for_backward(energy)
         return torch.dot(masks.flatten(), energy.flatten())
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # noqa: D102
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: D102
         (energy,) = ctx.saved_tensors
-        return gradient * energy, None, None
+        return gradient * energy, None, None, None
 
 
 class CompositeResidual(torch.autograd.Function):
-    """mean over pixels of |F - sum_k m_k f_k|^2, f_k fitted with weights m_k^2."""
+    """mean over pixels of rho(|F - sum_k m_k f_k|^2), f_k fitted with weights m_k^2."""
 
     @staticmethod
-    def forward(ctx: Any, masks: Tensor, flow: Tensor, basis: Basis) -> Tensor:  # noqa: D102
+    def forward(ctx: Any, masks: Tensor, flow: Tensor, basis: Basis, root: bool) -> Tensor:  # noqa: D102
         parameters, gram = fit_parameters(masks.square(), flow, basis)
         region_flow = reconstruct_flow(parameters, basis)
         difference = flow.neg()
         for k in range(masks.shape[1]):
             difference.addcmul_(masks[:, k, None], region_flow[:, k])
-        energy = difference.square().sum()
-        slope = difference.mul_(2.0)
+        energy = difference.square().sum(1)
+        if root:
+            energy = energy.add_(SOFTENING**2).sqrt_()
+            slope = difference.div_(energy[:, None])
+        else:
+            slope = difference.mul_(2.0)
         ctx.basis, ctx.scale = basis, 1.0 / flow.numel()
         ctx.save_for_backward(masks, flow, region_flow, slope, gram)
-        loss: Tensor = energy * ctx.scale
+        loss: Tensor = energy.sum() * ctx.scale
         return loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # noqa: D102
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: D102
         masks, flow, region_flow, slope, gram = ctx.saved_tensors
         basis: Basis = ctx.basis
         # Through the fit: G theta = b, so a cost dL/dtheta weighs on the moments as lambda = G^-1 dL/dtheta.
@@ -116,7 +128,7 @@ class CompositeResidual(torch.autograd.Function):
             )
             through_fit = unexplained.sum(1).mul_(masks[:, k]).mul_(2.0)
             mask_gradient[:, k] = through_fit.add_((region_flow[:, k] * slope).sum(1))
-        return mask_gradient.mul_(gradient * ctx.scale), None, None
+        return mask_gradient.mul_(gradient * ctx.scale), None, None, None
 
 
 def normalize_flow(flow: Float[Tensor, "B 2 H W"]) -> Float[Tensor, "B 2 H W"]:
@@ -161,5 +173,5 @@ def training_loss(
     flow = flow.clamp(-config.flow_clip_px, config.flow_clip_px)
     if config.flow_normalization == "relative":
         flow = normalize_flow(flow)
-    loss = motion_loss(masks, flow, motion=config.motion, objective=config.kind)
+    loss = motion_loss(masks, flow, motion=config.motion, objective=config.kind, residual=config.residual)
     return config.motion_weight * loss

@@ -69,10 +69,19 @@ def test_gradcheck(objective: str, motion: str) -> None:
     )
 
 
-def test_objectives_agree_for_one_hot_masks() -> None:
+def test_gradcheck_of_the_root_residual_through_the_composite_fit() -> None:
+    logits, flow = random_case(1, 2, 6, 7)
+    masks = logits.double().softmax(1).requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda m: motion_loss(m, flow.double(), objective="composite", residual="root"), masks, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("residual", ["squared", "root"])
+def test_objectives_agree_for_one_hot_masks(residual: str) -> None:
     logits, flow = random_case()
     masks = torch.nn.functional.one_hot(logits.argmax(1), 3).movedim(-1, 1).float()
-    losses = [motion_loss(masks, flow, objective=objective) for objective in OBJECTIVES]
+    losses = [motion_loss(masks, flow, objective=objective, residual=residual) for objective in OBJECTIVES]
     assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-5)
 
 
@@ -95,13 +104,14 @@ def test_two_true_motions_are_fully_explained(objective: str) -> None:
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("residual", ["squared", "root"])
 @pytest.mark.parametrize("gap", [1e2, 1e4])
-def test_saturated_logits_and_empty_regions_stay_finite(objective: str, gap: float) -> None:
+def test_saturated_logits_and_empty_regions_stay_finite(objective: str, residual: str, gap: float) -> None:
     _, flow = random_case(1, 3)
     logits = torch.zeros(1, 3, 24, 40)
     logits[:, 0, :12], logits[:, 1, 12:] = gap, gap  # region 2 is empty, the others one-hot
     logits.requires_grad_()
-    loss = motion_loss(logits.softmax(1), flow, objective=objective)
+    loss = motion_loss(logits.softmax(1), flow, objective=objective, residual=residual)
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(logits.grad).all()
@@ -132,7 +142,9 @@ def test_invariant_to_affine_change_of_coordinates() -> None:
     terms = torch.stack([torch.ones_like(u), u, v, u * u, u * v, v * v])
     rows, columns = torch.triu_indices(6, 6)
     changed = Basis(terms, (terms[rows] * terms[columns]).T.contiguous(), basis.unpack)
-    losses = [ExpectedResidual.apply(masks, flow.flatten(2), chosen).item() for chosen in (basis, changed)]
+    losses = [
+        ExpectedResidual.apply(masks, flow.flatten(2), chosen, False).item() for chosen in (basis, changed)
+    ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
@@ -240,7 +252,7 @@ def test_masks_meet_a_finer_flow_enlarged_between_pixel_centres() -> None:
     """The published code: probabilities, not logits, enlarged with align_corners False."""
     masks = random_case()[0].softmax(1)
     _, flow = random_case(height=60, width=90)
-    config = ObjectiveConfig(kind="composite", flow_normalization="none")
+    config = ObjectiveConfig(kind="composite", residual="squared", flow_normalization="none")
     fine = torch.nn.functional.interpolate(masks, (60, 90), mode="bilinear", align_corners=False)
     expected = motion_loss(fine, flow.clamp(-20, 20), objective="composite")
     torch.testing.assert_close(training_loss(masks, flow, config), expected)
