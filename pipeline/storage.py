@@ -372,11 +372,12 @@ def _walk(
             return
         above |= {real}
     try:
-        entries = _patiently(url, lambda: filesystem.ls(path, detail=True))
+        found = _patiently(url, lambda: filesystem.ls(path, detail=True))
     except (FileNotFoundError, NotADirectoryError):
         return
-    folders = {entry["name"].rstrip("/") + "/" for entry in entries if _kind(entry) == "directory"}
-    sizes = {entry["name"]: int(entry["size"] or 0) for entry in entries if _kind(entry) == "file"}
+    entries = [(entry, _kind(entry)) for entry in found]
+    folders = {entry["name"].rstrip("/") + "/" for entry, kind in entries if kind == "directory"}
+    sizes = {entry["name"]: int(entry["size"] or 0) for entry, kind in entries if kind == "file"}
     for name in sorted(folders | sizes.keys()):
         if name in folders:
             yield from _walk(url, filesystem, name.rstrip("/"), above)
