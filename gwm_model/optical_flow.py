@@ -96,12 +96,13 @@ def load_flow_estimator(
     device: str = "cpu",
     precision: Literal["float32", "bfloat16"] = "float32",
     *,
-    pairs_per_batch: int = 8,
+    pairs_per_batch: int | None = None,
 ) -> FlowEstimator:
     """The named flow estimator; `dis` runs on the CPU and ignores every other argument.
 
     `weights`: `pretrained`, a torchvision weights name, or a path or an http(s) URL to a torchvision or an
-    original (princeton-vl) checkpoint. `iterations`: RAFT's updates. `pairs_per_batch`: bounds memory.
+    original (princeton-vl) checkpoint. `iterations`: RAFT's updates. `pairs_per_batch`: bounds memory; as a rule 8, on
+    a GPU 64, which only many pairs keep busy.
     Raises WeightsError, a ValueError, for weights that do not fit.
     """
     if name == "dis":
@@ -113,6 +114,8 @@ def load_flow_estimator(
     from gwm_model.raft_weights import load_raft_network
 
     network = load_raft_network(name, weights)
+    if pairs_per_batch is None:
+        pairs_per_batch = 8 if torch.device(device).type == "cpu" else 64
     return FlowEstimator(
         Raft(
             network,

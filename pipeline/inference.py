@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
@@ -20,7 +21,7 @@ from gwm_model.flow_refine import explain_flow
 from gwm_model.merge import foreground_probability
 from gwm_model.refine import guided_upsample
 from gwm_model.segmenter import Segmenter, scaled_size
-from gwm_model.stray_parts import StrayParts, find_stray_parts, remove_stray_parts
+from gwm_model.stray_parts import StrayParts, drop_stray_parts, find_stray_parts, remove_stray_parts
 from pipeline import storage
 from pipeline.errors import GwmError, UnitError
 from pipeline.images import Image
@@ -119,7 +120,7 @@ class RegionModel:
         return merge_regions(masks, features, video_ids, self._merge.method)
 
     def rule(self, masks: Float[Tensor, "B K h w"], features: Float[Tensor, "B C i j"]) -> ObjectRule:
-        """One decision for a video, from some of its frames, or for one image.
+        """One decision for a video, from some of its frames.
 
         Stray parts are looked for by the features of a pretrained backbone only: a network that has learned from motion
         alone knows no likeness but motion's.
@@ -139,56 +140,59 @@ class RegionModel:
         rule: ObjectRule | None,
         flow: VideoFlow | None = None,
     ) -> Float[Tensor, "B h w"]:
-        """The object's probability in frames of a video, by its rule; without one, in images, each by its own."""
+        """The object's probability in frames of a video, by its rule; without one, in images, each by itself."""
         if rule is not None:
             return rule.probability(masks, features, flow)
-        images = zip(masks[:, None], features[:, None], strict=True)
-        return torch.cat([self.rule(*image).probability(*image) for image in images])
+        parts = zip(*(torch.split(maps, self._batch_size) for maps in (masks, features)), strict=True)
+        return torch.cat([self._objects_of_images(*part) for part in parts])
+
+    def _objects_of_images(
+        self, masks: Float[Tensor, "B K h w"], features: Float[Tensor, "B C i j"]
+    ) -> Float[Tensor, "B h w"]:
+        labels = self.labels(masks, features)
+        whole = foreground_probability(masks, labels, choose_foreground(masks, labels))
+        return drop_stray_parts(whole, features) if self._drops_stray_parts else whole
 
 
-def upsample(probabilities: Float[Tensor, "C h w"], height_px: int, width_px: int) -> Float[Tensor, "C H W"]:
+def upsample(
+    probabilities: Float[Tensor, "B C h w"], height_px: int, width_px: int
+) -> Float[Tensor, "B C H W"]:
     """Probabilities at another size, bilinear between pixel centres."""
-    size = (height_px, width_px)
-    return F.interpolate(probabilities[None], size=size, mode="bilinear", align_corners=False)[0]
-
-
-def refined(
-    probabilities: Float[Tensor, "K h w"], ground: Image, refine: RefineConfig
-) -> Float[Tensor, "K H W"]:
-    """Probabilities at the size of `ground`, a picture of their source, along its edges.
-
-    The CRF takes them as those of all regions, summing to 1; the guided filter is linear and takes any.
-    """
-    check_refinement(refine)
-    picture = torch.from_numpy(ground.transpose(2, 0, 1).copy()).to(probabilities.device)[None].float() / 255
-    if refine.method == "crf":
-        return crf_upsample(probabilities[None], picture)[0]
-    return guided_upsample(probabilities[None], picture, refine)[0]
+    return F.interpolate(probabilities, size=(height_px, width_px), mode="bilinear", align_corners=False)
 
 
 def at_source(
-    probabilities: Float[Tensor, "C h w"],
+    probabilities: Float[Tensor, "B C h w"],
     height_px: int,
     width_px: int,
-    ground: Image | None,
+    grounds: Sequence[Image],
     refine: RefineConfig,
-) -> Float[Tensor, "C H W"]:
-    """Probabilities at their source's size; refined along the edges of `ground`, a picture of the source, if given."""
-    if ground is not None:
-        probabilities = refined(probabilities, ground, refine)
+) -> Float[Tensor, "B C H W"]:
+    """Probabilities at their sources' size, along the edges of `grounds`, pictures of the sources in one size.
+
+    The CRF takes them as those of all regions, summing to 1; the guided filter is linear and takes any. Without
+    refinement there are no grounds.
+    """
+    if refine.method != "none":
+        check_refinement(refine)
+        pictures = torch.from_numpy(np.stack(grounds)).to(probabilities.device).permute(0, 3, 1, 2) / 255
+        if refine.method == "crf":
+            probabilities = crf_upsample(probabilities, pictures)
+        else:
+            probabilities = guided_upsample(probabilities, pictures, refine)
     return upsample(probabilities, height_px, width_px)
 
 
 def object_at_source(
-    probability: Float[Tensor, "h w"],
+    probability: Float[Tensor, "B h w"],
     height_px: int,
     width_px: int,
-    ground: Image | None,
+    grounds: Sequence[Image],
     refine: RefineConfig,
-) -> Float[Tensor, "H W"]:
-    """The object's probability at its source's size, refined as one of two sides that sum to 1."""
-    sides = torch.stack([1 - probability, probability])
-    return at_source(sides, height_px, width_px, ground, refine)[1]
+) -> Float[Tensor, "B H W"]:
+    """The object's probability at its sources' size, as `at_source`; by the CRF as one of two sides that sum to 1."""
+    sides = [1 - probability, probability] if refine.method == "crf" else [probability]
+    return at_source(torch.stack(sides, 1), height_px, width_px, grounds, refine)[:, -1]
 
 
 def _on_grid(

@@ -94,10 +94,9 @@ class ScoreSequence:
             truths = list(_truths(row["annotation_urls"][part], self._config.decode))
             grounds = self._grounds(frames, positions[part], truths)
             for image, (truth, ground) in enumerate(zip(truths, grounds, strict=True)):
-                height_px, width_px = truth.shape
-                at = (height_px, width_px, ground, self._config.refine)
-                found = object_at_source(objects[image], *at).cpu().numpy()
-                regions = at_source(masks[image], *at)
+                alone, at = slice(image, image + 1), (*truth.shape, ground, self._config.refine)
+                found = object_at_source(objects[alone], *at)[0].cpu().numpy()
+                regions = at_source(masks[alone], *at)[0]
                 scores = protocol_scores(score(found, truth), regions, own_labels[image], truth)
                 if self._config.report.num_samples:
                     wanted.append(_wanted(row, first + image, found > 0.5, regions))
@@ -113,16 +112,16 @@ class ScoreSequence:
 
     def _grounds(
         self, frames: FrameList, positions: Sequence[int], truths: Sequence[Mask]
-    ) -> Iterator[Image | None]:
-        """The pictures along whose edges masks are refined; none where they are not."""
+    ) -> Iterator[list[Image]]:
+        """The picture along whose edges each mask is refined; none where they are not."""
         if self._config.refine.method == "none":
-            yield from [None] * len(positions)
+            yield from ([] for _ in positions)
             return
         numbered = zip(positions, truths, strict=True)
         for size, run in groupby(numbered, key=lambda one: picture_size(*one[1].shape)):
             wanted = [position for position, _ in run]
             pictures = read_frame_list(frames, wanted, *size, self._config.decode)
-            yield from pictures.transpose(0, 2, 3, 1)
+            yield from ([picture] for picture in pictures.transpose(0, 2, 3, 1))
 
     def _regions(self, frames: FrameList, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
         images = read_frame_list(frames, positions, *self._size, self._config.decode)

@@ -1,8 +1,11 @@
 """Masks of a chunk's images: the stage that holds the segmenter."""
 
 import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import NamedTuple
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +14,6 @@ from torch import Tensor
 
 from pipeline.config import SegmentConfig
 from pipeline.errors import GwmError, UnitError
-from pipeline.images import Image
 from pipeline.inference import ObjectRule, RegionModel, at_source, object_at_source
 from pipeline.masks import MaskRow, decode_mask, encode_mask
 from pipeline.objects import Objects, open_objects
@@ -34,6 +36,8 @@ class ChunkRegions(NamedTuple):
 
 
 REGION_COLUMNS = ("regions", "object_probability")
+IMAGES_AT_ONCE = 16
+"""Images of one size whose masks a GPU brings to it together; on a CPU one by one, each within the cache."""
 
 
 class SegmentImages:
@@ -124,45 +128,60 @@ def chunk_masks(
     config: SegmentConfig,
 ) -> list[MaskRow]:
     """The masks of a chunk's images in their order, with the sentence for each image that could not be read."""
-    found = zip(regions, object_probability, strict=True)
-    grounds = iter(row["pictures"] if config.refine.method != "none" else ())
     is_image = row["kind"] == "images"
+    sizes = zip(row["heights_px"], row["widths_px"], row["errors"], strict=True)
+    readable = [(int(height), int(width)) for height, width, error in sizes if not error]
+    pictures = row["pictures"] if config.refine.method != "none" else []
+    found = object_masks(regions, object_probability, readable, pictures, config)
     rows: list[MaskRow] = []
     for number, error in enumerate(row["errors"]):
         place = {
             "source": row["names"][number if is_image else 0],
             "frame_index": None if is_image else int(row["frame_index"][number]),
         }
-        if error:
-            rows.append(MaskRow(**place, error=str(error)))
-            continue
-        height_px, width_px = int(row["heights_px"][number]), int(row["widths_px"][number])
-        ground = next(grounds, None)
-        if ground is not None:
-            ground = decode_image(ground)
-        mask = object_mask(*next(found), height_px, width_px, ground, config)
-        rows.append(MaskRow(**place, height_px=height_px, width_px=width_px, **mask))
+        rows.append(MaskRow(**place, error=str(error)) if error else MaskRow(**place, **next(found)))
     return rows
 
 
-def object_mask(
-    regions: Float[Tensor, "K h w"],
-    probability: Float[Tensor, "h w"],
-    height_px: int,
-    width_px: int,
-    ground: Image | None,
+def object_masks(
+    regions: Float[Tensor, "N K h w"],
+    probability: Float[Tensor, "N h w"],
+    sizes_px: Sequence[tuple[int, int]],
+    pictures: Sequence[bytes],
     config: SegmentConfig,
-) -> Row:
-    """Columns of the mask record at the source's size: the object where its probability is above 0.5."""
-    at = (height_px, width_px, ground, config.refine)
-    found = object_at_source(probability, *at).cpu().numpy()
-    mask = found > 0.5
-    columns = {
-        "mask_rle": encode_mask(mask),
-        "area_fraction": float(mask.mean()),
-        "foreground_score": min(1.0, float(found[mask].mean())) if mask.any() else 0.0,
-    }
-    if config.write_segments:
-        nearest = at_source(regions, *at).argmax(0).cpu().numpy()
-        columns["segments_rle"] = [encode_mask(nearest == number) for number in range(len(regions))]
-    return columns
+) -> Iterator[Row]:
+    """Columns of the mask record of N images at their own sizes: the object where its probability is above 0.5.
+
+    `pictures` are the images, encoded; none where masks are not refined.
+    """
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for part in _runs(sizes_px, 1 if regions.device.type == "cpu" else IMAGES_AT_ONCE):
+            at = (*sizes_px[part.start], list(pool.map(decode_image, pictures[part])), config.refine)
+            found = object_at_source(probability[part], *at)
+            masks = found > 0.5
+            scores = (found * masks).sum((1, 2)) / masks.sum((1, 2)).clamp_min(1)
+            columns: dict[str, list[Any]] = {
+                "height_px": [at[0]] * len(masks),
+                "width_px": [at[1]] * len(masks),
+                "mask_rle": list(pool.map(encode_mask, masks.cpu().numpy())),
+                "area_fraction": masks.float().mean((1, 2)).tolist(),
+                "foreground_score": scores.clamp_max(1.0).tolist(),
+            }
+            if config.write_segments:
+                nearest = at_source(regions[part], *at).argmax(1).cpu().numpy()
+                columns["segments_rle"] = [
+                    [encode_mask(image == number) for number in range(regions.shape[1])] for image in nearest
+                ]
+            yield from (
+                dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+            )
+
+
+def _runs(sizes_px: Sequence[tuple[int, int]], at_most: int) -> Iterator[slice]:
+    """Runs of images of one size."""
+    start = 0
+    for _, group in groupby(sizes_px):
+        stop = start + len(list(group))
+        for first in range(start, stop, at_most):
+            yield slice(first, min(first + at_most, stop))
+        start = stop

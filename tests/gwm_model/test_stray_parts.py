@@ -1,7 +1,13 @@
 import pytest
 import torch
 
-from gwm_model.stray_parts import MAX_PATCHES, find_stray_parts, remove_stray_parts, split_in_two
+from gwm_model.stray_parts import (
+    MAX_PATCHES,
+    drop_stray_parts,
+    find_stray_parts,
+    remove_stray_parts,
+    split_in_two,
+)
 
 ROWS, COLUMNS = 12, 20
 DIRECTIONS = torch.eye(8)
@@ -49,6 +55,20 @@ def test_a_part_unlike_the_background_stays_even_if_it_is_unlike_the_rest():
     """A rider is not like his bicycle, but still less like the road."""
     features, _, with_rider = video(wave_like_water=0.2)
     assert find_stray_parts(with_rider, features) is None
+
+
+def test_images_lose_their_own_stray_parts_whatever_is_beside_them():
+    features, swan, with_wave = video(wave_like_water=0.8)
+    others, _, with_rider = video(wave_like_water=0.2)
+    masks, maps = torch.cat([with_wave, with_rider]), torch.cat([features, others])
+    together = drop_stray_parts(masks, maps)
+    assert torch.equal(together[:4] > 0.5, swan > 0.5)
+    assert torch.equal(together[4:], with_rider)
+    for image in range(8):
+        one = slice(image, image + 1)
+        parts = find_stray_parts(masks[one], maps[one])
+        alone = masks[one] if parts is None else remove_stray_parts(masks[one], maps[one], parts)
+        torch.testing.assert_close(together[one], alone, rtol=0, atol=1e-4)
 
 
 def test_masks_on_a_finer_grid_lose_the_same_part():
@@ -113,6 +133,8 @@ def test_the_split_is_the_normalised_cut():
     codes = torch.arange(1, 2**11)
     sides = ((codes[:, None] >> torch.arange(12)) & 1).bool()
     best = min(cost(side) for side in sides)
-    found = split_in_two(affinity)
-    assert found is not None
-    assert cost(found) == pytest.approx(best, rel=0.05)
+    absent = torch.zeros(2, 15, 15)  # another graph beside it is larger
+    absent[0, :12, :12], absent[1] = affinity, torch.rand(15, 15, generator=generator)
+    found = split_in_two(absent, torch.arange(15) < torch.tensor([[12], [15]]))
+    assert not found[0, 12:].any()
+    assert cost(found[0, :12]) == pytest.approx(best, rel=0.05)

@@ -164,7 +164,7 @@ def test_stray_parts_are_dropped_by_a_pretrained_backbones_features_alone(tiny_m
 
 def test_convention_upsampling_is_bilinear_between_pixel_centres():
     """The published code upsamples with align_corners False: the corner pixels of a doubled map keep their value."""
-    small = torch.tensor([[[0.0, 1.0]]])
+    small = torch.tensor([[[[0.0, 1.0]]]])
     assert upsample(small, 1, 4).flatten().tolist() == [0.0, 0.25, 0.75, 1.0]
 
 

@@ -12,7 +12,7 @@ from pipeline.inference import read_model_card
 from pipeline.masks import decode_mask
 from pipeline.scenes import render_scene
 from pipeline.stages.load_chunk import load_chunk
-from pipeline.stages.segment_images import SegmentImages, object_mask
+from pipeline.stages.segment_images import SegmentImages, object_masks
 
 
 def rows_of(stages, config):
@@ -151,8 +151,10 @@ def test_values_that_are_not_finite_are_a_failed_unit_and_not_an_empty_mask(
 
 def test_convention_a_pixel_belongs_to_the_object_above_one_half():
     regions = torch.tensor([[[0.5, 0.4]], [[0.3, 0.35]], [[0.2, 0.25]]])
-    config = SegmentConfig(images="i", model="m", output="o", write_segments=True)
-    mask = object_mask(regions, regions[1:].sum(0), 1, 2, None, config)
+    config = SegmentConfig(
+        images="i", model="m", output="o", write_segments=True, refine=RefineConfig(method="none")
+    )
+    (mask,) = object_masks(regions[None], regions[None, 1:].sum(1), [(1, 2)], [], config)
     assert decode_mask(mask["mask_rle"], 1, 2).tolist() == [[False, True]]
     assert mask["foreground_score"] == pytest.approx(0.6)
     assert mask["area_fraction"] == 0.5
