@@ -30,7 +30,7 @@ from gwm_model.merge import foreground_probability
 from gwm_model.objective import appearance_cut, training_loss
 from gwm_model.refine import guided_upsample
 from gwm_model.segmenter import Segmenter, build_segmenter
-from gwm_model.stray_parts import find_stray_parts, remove_stray_parts
+from gwm_model.stray_parts import drop_stray_parts, find_stray_parts, remove_stray_parts
 from gwm_model.training import SegmenterLoss, TrainBatch, make_optimizer, train_step
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -161,6 +161,7 @@ def test_regions_become_the_same_mask() -> None:
         assert stray is None or stray.stray_patches.device.type == device
         if stray is not None:
             found = torch.cat([remove_stray_parts(found[:3], appearance[:3], stray), found[3:]])
+        found = drop_stray_parts(found, appearance)
         return guided_upsample(found[:, None], images.to(device), RefineConfig())[:, 0].cpu()
 
     on_cpu, on_gpu = mask("cpu"), mask("cuda")
