@@ -103,6 +103,8 @@ class ObjectiveConfig:
     """`squared` is Eq. 3; `root`, its robust square root, is for flow with gross errors, as that of `dis`."""
     appearance_weight: float = 0.05
     """Weight of the normalised cut of the backbone's features that the regions make (paper: 0); the U-Net has none."""
+    self_training_weight: float = 0.15
+    """Weight of the cross entropy with the masks' own sharpened selves, in the second half of training (paper: 0)."""
     motion_weight: float = 1.0
     """Factor of the motion loss (paper's code: 0.03)."""
     height_px: int | None = None
@@ -117,7 +119,7 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         require(self.flow_clip_px > 0, f"flow_clip_px must be positive, not {self.flow_clip_px}")
         require(self.motion_weight > 0, f"motion_weight must be positive, not {self.motion_weight}")
-        at_least(0, appearance_weight=self.appearance_weight)
+        at_least(0, appearance_weight=self.appearance_weight, self_training_weight=self.self_training_weight)
         at_least(1, height_px=self.height_px, width_px=self.width_px)
         both = (self.height_px is None) == (self.width_px is None)
         require(both, "height_px and width_px of the objective belong together: give both or none")

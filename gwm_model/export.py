@@ -5,7 +5,12 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from gwm_model.merge import choose_foreground, foreground_probability, merge_regions
+from gwm_model.merge import (
+    choose_foreground,
+    foreground_probability,
+    merge_by_border,
+    merge_regions,
+)
 from gwm_model.segmenter import Segmenter
 
 INPUT = "images"
@@ -28,6 +33,8 @@ class ObjectNetwork(nn.Module):
         logits, features = self.segmenter.segment(images)
         masks = logits.softmax(1)
         labels = merge_regions(masks, features)
+        if self.segmenter.backbone is None:
+            labels = merge_by_border(masks, labels)
         return masks, foreground_probability(masks, labels, choose_foreground(masks, labels))
 
 

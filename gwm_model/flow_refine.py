@@ -1,6 +1,6 @@
 """Masks that follow a frame's own flow, where it is at hand: one step of expectation-maximisation.
 
-The mask's two sides are the components of a mixture, each a motion with unit noise in normalised flow (as in the
+A mask's regions are the components of a mixture, each a motion with unit noise in normalised flow (as in the
 objective). The M-step fits the motions, the E-step weighs every pixel by how well they explain its flow.
 """
 
@@ -32,11 +32,18 @@ def explain_flow(
     prior = masks.clamp(LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
     sides = torch.stack([1 - prior, prior], 1)
     evidence = torch.zeros_like(prior)
-    clip = ObjectiveConfig().flow_clip_px
     for gap in range(flow.shape[1]):
-        observed = normalize_flow(flow[:, gap].clamp(-clip, clip))
-        residual = (observed[:, None] - fit_motion(sides, observed)).square().sum(2)
-        evidence += torch.where(has_flow[:, gap, None, None], residual[:, 0] - residual[:, 1], 0.0)
+        likelihood = flow_likelihood(sides, flow[:, gap])
+        evidence += torch.where(has_flow[:, gap, None, None], likelihood[:, 1] - likelihood[:, 0], 0.0)
     evidence /= has_flow.sum(1).clamp_min(1)[:, None, None]
     given_flow = torch.sigmoid(torch.logit(prior) + evidence)
     return torch.where(has_flow.any(1)[:, None, None], given_flow, masks)
+
+
+def flow_likelihood(
+    masks: Float[Tensor, "B K H W"], flow: Float[Tensor, "B 2 H W"]
+) -> Float[Tensor, "B K H W"]:
+    """The log-likelihood of every pixel's flow under each region's motion, -|F - f_k|² without its constant."""
+    clip = ObjectiveConfig().flow_clip_px
+    observed = normalize_flow(flow.clamp(-clip, clip))
+    return -(observed[:, None] - fit_motion(masks, observed)).square().sum(2)

@@ -15,6 +15,10 @@ from gwm_model.config import MergeMethod
 MIN_AFFINITY = 1e-6
 EMPTY_AREA = 1e-4
 """A region below this fraction of the image's area has no say in the cut."""
+OBJECT_AREA = 1e-3
+"""A region below this fraction of the image's area is no object."""
+SPARSE = 0.5
+"""How much less dense a region that shuns the border is there."""
 MAX_REGIONS = 16
 BORDER_PX = 2
 BORDER_SHARE = 0.3
@@ -126,6 +130,32 @@ def choose_foreground(
     lead = torch.where(first != 0, first, torch.where(second != 0, second, third))
     background = (lead > 0).long()
     return _spread(1 - background, group)
+
+
+def merge_by_border(
+    masks: Float[Tensor, "B K H W"],
+    labels: Int64[Tensor, "B K"],
+    video_ids: Int64[Tensor, " B"] | None = None,
+) -> Int64[Tensor, "B K"]:
+    """Sides without any appearance: the regions that shun the image border, and the others; else the `labels` given.
+
+    A background goes on beyond the image, so that it is as dense in the strip of 2 px along the border as anywhere. A
+    region shuns the border if its mean probability there is below half of its mean over the image. For networks that
+    have learned from motion alone: their features tell regions apart that move apart, whatever they look like.
+
+    Args:
+        masks: region probabilities.
+        labels: sides by `merge_regions`, for images in which no region shuns the border.
+        video_ids: the means run over all frames of a video, so that its frames agree.
+    """
+    group = _groups(video_ids)
+    n = BORDER_PX
+    strips = (masks[..., :n, :], masks[..., -n:, :], masks[..., :n], masks[..., -n:])
+    border = torch.cat([strip.flatten(2) for strip in strips], dim=2).double().mean(2)
+    image = masks.double().mean((2, 3))
+    border, image = _pool(border, group), _pool(image, group)
+    shuns = _spread(((border < SPARSE * image) & (image > OBJECT_AREA)).long(), group)
+    return torch.where(shuns.any(1, keepdim=True), shuns, labels)
 
 
 def foreground_probability(

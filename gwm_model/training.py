@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from gwm_model.config import ObjectiveConfig, OptimizerConfig
 from gwm_model.objective import appearance_cut, training_loss
 from gwm_model.segmenter import Segmenter
+from gwm_model.self_training import self_training_loss
 
+SELF_TRAINING_FROM = 0.5
+"""The share of the training after which masks are good enough to learn from."""
 POLY_POWER = 0.9
 POLY_START = 1e-6
 """The warm-up of `poly` begins with this share of the rate."""
@@ -29,6 +32,8 @@ class TrainBatch:
     """Feature maps of the frozen backbone; empty if it is trained or there is none."""
     flow: Float[Tensor, "B 2 H W"]
     """Flow on the grid of the segmenter's output, in pixels of the stored size; or on the objective's, in its own."""
+    progress: float = 0.0
+    """The share of the training's steps that is done."""
 
     def to(self, device: torch.device | str) -> "TrainBatch":
         """The batch in float32 on a device."""
@@ -36,6 +41,7 @@ class TrainBatch:
             self.images.to(device, torch.float32),
             [feature.to(device, torch.float32) for feature in self.features],
             self.flow.to(device, torch.float32),
+            self.progress,
         )
 
 
@@ -49,11 +55,16 @@ class SegmenterLoss(nn.Module):
 
     def forward(self, batch: TrainBatch) -> Float[Tensor, ""]:
         """The objective of the batch."""
+        objective = self.objective
         features = batch.features or self.segmenter.features(batch.images)
-        masks = self.segmenter.logits(features, batch.images).softmax(1)
-        loss = training_loss(masks, batch.flow, self.objective)
-        if features and self.objective.appearance_weight:
-            loss = loss + self.objective.appearance_weight * appearance_cut(masks, features[-1])
+        logits = self.segmenter.logits(features, batch.images)
+        masks = logits.softmax(1)
+        loss = training_loss(masks, batch.flow, objective)
+        if features and objective.appearance_weight:
+            loss = loss + objective.appearance_weight * appearance_cut(masks, features[-1])
+        if objective.self_training_weight and batch.progress >= SELF_TRAINING_FROM:
+            learned = self_training_loss(logits, batch.flow, batch.images)
+            loss = loss + objective.self_training_weight * learned
         return loss
 
 

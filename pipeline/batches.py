@@ -67,6 +67,7 @@ class BatchLoader:
             images=torch.from_numpy(np.stack([sample.image for sample in samples])).float().div_(255.0),
             features=[torch.from_numpy(maps) for maps in features],
             flow=torch.from_numpy(np.stack(flow)),
+            progress=step / self.config.num_steps,
         )
 
     def one_gap(

@@ -18,7 +18,7 @@ from gwm_model import choose_foreground, load_segmenter, merge_regions
 from gwm_model.config import MergeConfig, RefineConfig
 from gwm_model.crf import crf_upsample
 from gwm_model.flow_refine import explain_flow
-from gwm_model.merge import foreground_probability
+from gwm_model.merge import foreground_probability, merge_by_border
 from gwm_model.refine import guided_upsample
 from gwm_model.segmenter import Segmenter, scaled_size
 from gwm_model.stray_parts import StrayParts, drop_stray_parts, find_stray_parts, remove_stray_parts
@@ -87,10 +87,13 @@ class RegionModel:
         self._scales = scales
         self._merge = merge
         self._merger = _open_merger(merge, device)
-        pretrained = self._segmenter.backbone is not None or self._merger is not None
-        self._drops_stray_parts = merge.drop_stray_parts and pretrained
+        self._knows_likeness = self._segmenter.backbone is not None or self._merger is not None
         self._batch_size = batch_size
         self._device = device
+
+    @property
+    def _drops_stray_parts(self) -> bool:
+        return self._merge.drop_stray_parts and self._knows_likeness
 
     @torch.inference_mode()
     def regions(
@@ -119,15 +122,26 @@ class RegionModel:
         """The sides of the regions, as `merge_regions` gives them by the configured method."""
         return merge_regions(masks, features, video_ids, self._merge.method)
 
-    def rule(self, masks: Float[Tensor, "B K h w"], features: Float[Tensor, "B C i j"]) -> ObjectRule:
-        """One decision for a video, from some of its frames.
+    def sides(
+        self,
+        masks: Float[Tensor, "B K h w"],
+        features: Float[Tensor, "B C i j"],
+        video_ids: Int64[Tensor, " B"] | None = None,
+    ) -> tuple[Int64[Tensor, "B K"], Int64[Tensor, " B"]]:
+        """The sides of the regions, and which side is the object.
 
-        Stray parts are looked for by the features of a pretrained backbone only: a network that has learned from motion
-        alone knows no likeness but motion's.
+        A network that has learned from motion alone knows no likeness but motion's: its object is what shuns the image
+        border, and the cut decides only where nothing does.
         """
-        video_ids = torch.zeros(len(masks), dtype=torch.int64, device=masks.device)
         labels = self.labels(masks, features, video_ids)
-        object_is = choose_foreground(masks, labels, video_ids)
+        if not self._knows_likeness:
+            labels = merge_by_border(masks, labels, video_ids)
+        return labels, choose_foreground(masks, labels, video_ids)
+
+    def rule(self, masks: Float[Tensor, "B K h w"], features: Float[Tensor, "B C i j"]) -> ObjectRule:
+        """One decision for a video, from some of its frames."""
+        video_ids = torch.zeros(len(masks), dtype=torch.int64, device=masks.device)
+        labels, object_is = self.sides(masks, features, video_ids)
         rule = ObjectRule(labels[0], object_is[0], None)
         if not self._drops_stray_parts:
             return rule
@@ -149,8 +163,7 @@ class RegionModel:
     def _objects_of_images(
         self, masks: Float[Tensor, "B K h w"], features: Float[Tensor, "B C i j"]
     ) -> Float[Tensor, "B h w"]:
-        labels = self.labels(masks, features)
-        whole = foreground_probability(masks, labels, choose_foreground(masks, labels))
+        whole = foreground_probability(masks, *self.sides(masks, features))
         return drop_stray_parts(whole, features) if self._drops_stray_parts else whole
 
 

@@ -35,7 +35,8 @@ def measure_rate(job: TrainJob) -> TrainingRate:
     rank = Rank(job, Share())
     ids = next(rank.loader.frame_ids(job.config.batch_size, 0))
     began = time.monotonic()
-    batch = rank.loader.batch(ids, 0, rank.share).to(rank.loader.device)
+    last = job.config.num_steps - 1  # steps of the second half cost more
+    batch = rank.loader.batch(ids, last, rank.share).to(rank.loader.device)
     frame_s = (time.monotonic() - began) / len(ids)
     for _ in range(STEPS_TIMED):
         rank.step(batch)

@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 import torch
 from sklearn.cluster import SpectralClustering
+from torch.nn import functional as F
 
 from gwm_model.merge import (
     bipartitions,
     choose_foreground,
     foreground_probability,
+    merge_by_border,
     merge_regions,
     normalized_cut,
 )
@@ -261,3 +263,36 @@ def test_choices_do_not_depend_on_how_a_video_is_numbered():
     labels = merge_regions(masks, features, left)
     assert torch.equal(labels, merge_regions(masks, features, right))
     assert torch.equal(choose_foreground(masks, labels, left), choose_foreground(masks, labels, right))
+
+
+def two_grounds_and_a_disc(shift: int = 0) -> torch.Tensor:
+    """Near and far ground, each at the border, and an object that is not: [1, 3, 24, 32], one-hot."""
+    owner = torch.zeros(24, 32, dtype=torch.int64)
+    owner[14:] = 1
+    owner[9:19, 8 + shift : 18 + shift] = 2
+    return F.one_hot(owner).permute(2, 0, 1)[None].float()
+
+
+def test_without_appearance_what_shuns_the_border_is_the_object() -> None:
+    masks, cut = two_grounds_and_a_disc(), torch.tensor([[0, 1, 1]])
+    labels = merge_by_border(masks, cut)
+    assert labels.tolist() == [[0, 0, 1]]
+    assert choose_foreground(masks, labels).tolist() == [1]
+    twice = merge_by_border(masks.repeat(1, 2, 1, 1) / 2, cut.repeat(1, 2))  # an object in two halves
+    assert twice.tolist() == [[0, 0, 1, 0, 0, 1]]
+
+
+def test_where_no_region_shuns_the_border_the_cut_decides() -> None:
+    cut = torch.tensor([[0, 1, 1]])
+    masks = two_grounds_and_a_disc()
+    masks[:, 0] += masks[:, 2]
+    masks[:, 2] = 0  # an empty region is no object, though it is not at the border
+    assert torch.equal(merge_by_border(masks, cut), cut)
+
+
+def test_the_border_decides_once_for_a_video() -> None:
+    """An object that leaves the image in one frame is still the object there."""
+    masks = torch.cat([two_grounds_and_a_disc(shift) for shift in (0, 3, 14)])
+    assert merge_by_border(masks[2:], torch.zeros(1, 3, dtype=torch.int64)).sum() == 0
+    labels = merge_by_border(masks, torch.zeros(3, 3, dtype=torch.int64), torch.tensor([7, 7, 7]))
+    assert labels.tolist() == [[0, 0, 1]] * 3

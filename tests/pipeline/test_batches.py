@@ -74,6 +74,13 @@ def test_batches_carry_flow_on_the_objectives_grid_and_are_kept_apart(make_loade
     assert finer.batch(ids, 0, Share()).flow.shape == (4, 2, 60, 100)
 
 
+def test_batches_know_how_far_training_is(make_loader) -> None:
+    """Also those of a run that goes on from a checkpoint: what the objective asks for depends on it."""
+    loader = make_loader(num_steps=40)
+    ids = next(loader.frame_ids(4, 0))
+    assert [loader.batch(ids, step, Share()).progress for step in (0, 20, 39)] == [0.0, 0.5, 39 / 40]
+
+
 def test_sampling_by_video_reaches_the_batches(make_loader) -> None:
     by_video = make_loader(sampling=SamplingConfig(frames="by_video"))
     assert next(by_video.frame_ids(4, 3)) == next(by_video.flow.batches(0, 4, 3, by_video=True))

@@ -162,6 +162,25 @@ def test_stray_parts_are_dropped_by_a_pretrained_backbones_features_alone(tiny_m
     assert torch.equal(objects["its own U-Net"], masks[:, 1] > 0.5)
 
 
+def test_a_network_that_knows_motion_alone_merges_by_the_border(tiny_model):
+    """The features say that the object and the near ground belong together: they move alike."""
+    owner = torch.zeros(12, 16, dtype=torch.int64)
+    owner[8:], owner[3:9, 4:11] = 1, 2
+    masks = torch.nn.functional.one_hot(owner).permute(2, 0, 1)[None].float().repeat(2, 1, 1, 1)
+    features = torch.where(owner == 0, 1.0, 0.0)
+    features = torch.stack([features, 1 - features]).repeat(2, 1, 1, 1)
+    backbone = BackboneConfig(name="vit_tiny_patch16_224", weights="none", blocks=(1,))
+    alone = RegionModel(tiny_model, MergeConfig(), batch_size=2, device="cpu")
+    helped = RegionModel(
+        tiny_model, MergeConfig(features="backbone", backbone=backbone), batch_size=2, device="cpu"
+    )
+    for model, wanted in ((alone, owner == 2), (helped, owner > 0)):
+        rule = model.rule(masks, features)
+        assert torch.equal(rule.probability(masks, features)[0] > 0.5, wanted)
+        assert torch.equal(model.object_probability(masks, features, None)[0] > 0.5, wanted)
+    assert alone.labels(masks, features).tolist() == [[0, 1, 1]] * 2  # protocols of the paper: the cut
+
+
 def test_convention_upsampling_is_bilinear_between_pixel_centres():
     """The published code upsamples with align_corners False: the corner pixels of a doubled map keep their value."""
     small = torch.tensor([[[[0.0, 1.0]]]])
