@@ -68,7 +68,7 @@ def test_objective_and_its_gradient(objective: str, residual: str) -> None:
     masks, flow = (smooth(3, 4, 60, 90) * 3).softmax(1), smooth(3, 2, 60, 90) * 5
     values = {}
     for device in ("cpu", "cuda"):
-        given = masks.to(device).requires_grad_()
+        given = masks.clone().to(device).requires_grad_()
         loss = motion_loss(given, flow.to(device), objective=objective, residual=residual)
         loss.backward()
         values[device] = loss.detach().cpu(), given.grad.cpu()
