@@ -164,7 +164,7 @@ def object_masks(
                 "height_px": [at[0]] * len(masks),
                 "width_px": [at[1]] * len(masks),
                 "mask_rle": list(pool.map(encode_mask, masks.cpu().numpy())),
-                "area_fraction": masks.float().mean((1, 2)).tolist(),
+                "area_fraction": masks.double().mean((1, 2)).tolist(),
                 "foreground_score": scores.clamp_max(1.0).tolist(),
             }
             if config.write_segments:

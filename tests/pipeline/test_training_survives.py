@@ -96,8 +96,8 @@ def test_a_run_goes_on_when_one_of_two_ranks_is_killed(
     )
     train(together)
     alone = one_process.train(replace(together, num_steps=12, output=train_config.output + "-alone"))
-    losses = [event["values"]["loss"] for event in alone if "values" in event]
-    assert [loss for _, loss, _ in learned(together)[:10]] == pytest.approx(losses[:10], rel=1e-3)
+    losses = [event["values"]["loss"] for event in alone if "values" in event][:6]  # from half on it trains itself
+    assert [loss for _, loss, _ in learned(together)[:6]] == pytest.approx(losses, rel=1e-3)
 
     struck = replace(together, output=train_config.output + "-struck")
     killed: list[int] = []
