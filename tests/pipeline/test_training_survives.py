@@ -95,9 +95,11 @@ def test_a_run_goes_on_when_one_of_two_ranks_is_killed(
         picture_every_steps=1000,
     )
     train(together)
-    alone = one_process.train(replace(together, num_steps=12, output=train_config.output + "-alone"))
-    losses = [event["values"]["loss"] for event in alone if "values" in event][:6]  # from half on it trains itself
-    assert [loss for _, loss, _ in learned(together)[:6]] == pytest.approx(losses, rel=1e-3)
+    alone_steps = 12
+    alone = one_process.train(replace(together, num_steps=alone_steps, output=train_config.output + "-alone"))
+    losses = [event["values"]["loss"] for event in alone if "values" in event]
+    half = alone_steps // 2  # from there on masks train themselves, in the short run only
+    assert [loss for _, loss, _ in learned(together)[:half]] == pytest.approx(losses[:half], rel=1e-3)
 
     struck = replace(together, output=train_config.output + "-struck")
     killed: list[int] = []
