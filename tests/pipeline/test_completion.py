@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parents[2]
+BASH = ("bash", "--norc", "-c")
+"""The shell that asks: gwm looks for it among its parents."""
 
 ASK_BASH = """
 source gwm.sh
@@ -31,7 +33,9 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     python_path = os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])
     path = f"{program.parent}:{os.environ['PATH']}"
     there = os.environ | {"PATH": path, "PYTHONPATH": python_path, "HOME": str(home)}
-    shown = subprocess.run(["gwm", "--show-completion", "bash"], env=there, capture_output=True, check=True)
+    shown = subprocess.run(
+        [*BASH, "gwm --show-completion && exit"], env=there, capture_output=True, check=True
+    )
     (home / "gwm.sh").write_bytes(shown.stdout)
     return there
 
@@ -64,7 +68,7 @@ def asked(words: list[str], environment: dict[str, str]) -> list[str]:
     ],
 )
 def test_bash(words: str, offered: list[str], environment: dict[str, str]) -> None:
-    asking = ["bash", "--norc", "-c", ASK_BASH, "bash", "gwm", *words.split()]
+    asking = [*BASH, ASK_BASH, "bash", "gwm", *words.split()]
     assert asked(asking, environment) == offered
 
 
@@ -85,7 +89,11 @@ def test_shells_that_keep_a_word_whole(words: str, offered: list[str], environme
 
 def test_it_is_installed_for_every_shell_to_come(environment: dict[str, str]) -> None:
     done = subprocess.run(
-        ["gwm", "--install-completion", "bash"], env=environment, capture_output=True, text=True, check=True
+        [*BASH, "gwm --install-completion && exit"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert "bash completion installed" in done.stdout
     new_shell = ["bash", "-c", "source ~/.bashrc; complete -p gwm"]

@@ -90,7 +90,7 @@ def test_a_run_goes_on_when_one_of_two_ranks_is_killed(
         train_config,
         output=train_config.output + "-together",
         num_workers=2,
-        num_steps=150,
+        num_steps=72,
         checkpoint_every_steps=12,
         picture_every_steps=1000,
     )
@@ -188,8 +188,8 @@ def test_a_terminated_and_a_killed_command_go_on_when_they_are_run_again(
     config = replace(
         train_config,
         segmenter=maskformer,
-        num_steps=600,
-        checkpoint_every_steps=50,
+        num_steps=240,
+        checkpoint_every_steps=20,
         log_every_steps=20,
         picture_every_steps=1000,
         output=train_config.output + "-struck",
