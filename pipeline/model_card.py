@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from gwm_model.config import BackboneConfig
 from pipeline import storage
 from pipeline.config import EvaluateConfig, SegmentConfig, TrainConfig
 from pipeline.flow_dataset import open_flow_dataset
@@ -54,12 +55,18 @@ def pin(config: SegmentConfig, card: ModelCard) -> PinnedConfig:
 
 def with_absolute_paths(config: Config) -> Config:
     """The configuration with local paths of models and flow made absolute: workers have folders of their own."""
-    backbone = config.merge.backbone
-    if Path(backbone.weights).exists():
-        backbone = replace(backbone, weights=storage.absolute(backbone.weights))
+    backbone = with_absolute_weights(config.merge.backbone)
     model = None if config.model is None else storage.absolute(config.model)
     flow = None if config.flow is None else storage.absolute(config.flow)
     return replace(config, model=model, flow=flow, merge=replace(config.merge, backbone=backbone))
+
+
+def with_absolute_weights(backbone: BackboneConfig) -> BackboneConfig:
+    """The backbone with the path of its weights made absolute, if they are a local file."""
+    weights = backbone.weights
+    if weights in ("pretrained", "none") or not Path(weights).exists():
+        return backbone
+    return replace(backbone, weights=storage.absolute(weights))
 
 
 def anchor_positions(num_frames: int, anchor_frames: int) -> list[int]:

@@ -22,7 +22,7 @@ from pipeline.flow_dataset import FlowDataset, open_flow_dataset, refuse_other_f
 from pipeline.inference import read_model_card
 from pipeline.job_progress import JobProgress
 from pipeline.load_config import digest, extended, fingerprint, flatten
-from pipeline.model_card import PinnedTrainConfig
+from pipeline.model_card import PinnedTrainConfig, with_absolute_weights
 from pipeline.placement import start_ray, unwrap
 from pipeline.placement_config import ClusterPlacement
 from pipeline.registered_model import with_models_copied
@@ -39,7 +39,7 @@ SECONDS_BETWEEN_LOOKS = 0.5
 def train(config: TrainConfig) -> dict[str, Any]:
     """Trains a segmenter on a flow dataset; returns the summary. A rerun goes on from the last checkpoint."""
     flow = open_flow_dataset(config.flow)
-    config = with_models_copied(replace(config, output=storage.absolute(config.output)))
+    config = with_models_copied(with_absolute_paths(config))
     initial_segmenter(config)  # weights that do not fit are refused before anything is written
     config = with_initial_content(config)
     output = Dataset.open(config.output, kind="model", config=config, schema_version=1)
@@ -122,14 +122,19 @@ def news(events: ClusterMailbox, fit: Future[None]) -> Iterator[Event]:
     fit.result()
 
 
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """The configuration with its output and weights made absolute: workers have folders of their own."""
+    backbone = with_absolute_weights(config.segmenter.backbone)
+    segmenter = replace(config.segmenter, backbone=backbone)
+    return replace(config, output=storage.absolute(config.output), segmenter=segmenter)
+
+
 def with_initial_content(config: TrainConfig) -> TrainConfig:
     """The configuration together with the content of the model that it starts from, if any."""
     if config.initial_model is None:
         return config
     card = read_model_card(config.initial_model)
-    here = replace(
-        config, initial_model=storage.absolute(config.initial_model)
-    )  # workers have folders of their own
+    here = replace(config, initial_model=storage.absolute(config.initial_model))
     return extended(PinnedTrainConfig, here, initial_model_sha256=card.sha256)
 
 

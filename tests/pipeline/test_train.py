@@ -11,14 +11,14 @@ from safetensors.torch import load_file
 
 from gwm_model import load_segmenter, save_segmenter
 from gwm_model.backbone import Backbone
-from gwm_model.config import OptimizerConfig, SegmenterConfig
+from gwm_model.config import BackboneConfig, OptimizerConfig, SegmenterConfig
 from gwm_model.segmenter import build_segmenter
 from pipeline.config import CacheConfig, TrainConfig
 from pipeline.dataset import Dataset
 from pipeline.errors import GwmError
 from pipeline.flow_dataset import open_flow_dataset, refuse_other_flow
 from pipeline.placement_config import StagePlacement, TrainPlacement
-from pipeline.train import train, with_initial_content
+from pipeline.train import train, with_absolute_paths, with_initial_content
 from pipeline.train_worker import initial_segmenter
 from pipeline.training_state import TrainingState
 
@@ -190,6 +190,20 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_written(
     with pytest.raises(GwmError, match="does not fit the backbone"):
         train(replace(train_config, segmenter=replace(maskformer, backbone=backbone)))
     assert not Path(train_config.output).exists()
+
+
+@pytest.mark.parametrize("weights", ["vits14.safetensors", "pretrained"])
+def test_workers_find_what_is_relative_to_the_command(
+    weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("vits14.safetensors", "pretrained"):
+        Path(name).touch()
+    segmenter = SegmenterConfig(backbone=BackboneConfig(weights=weights))
+    found = with_absolute_paths(TrainConfig(flow="s3://bucket/flow", output="model", segmenter=segmenter))
+    assert found.output == str(tmp_path / "model")
+    is_file = weights != "pretrained"  # a word, whatever lies there
+    assert found.segmenter.backbone.weights == (str(tmp_path / weights) if is_file else weights)
 
 
 def test_a_run_is_not_continued_with_another_configuration_or_other_flow(
