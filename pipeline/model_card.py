@@ -1,10 +1,8 @@
 """What is known of a trained segmenter without loading it: its card, and the configuration that depends on it."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TypeVar
 
-from gwm_model.config import BackboneConfig
 from pipeline import storage
 from pipeline.config import EvaluateConfig, SegmentConfig, TrainConfig
 from pipeline.flow_dataset import open_flow_dataset
@@ -55,18 +53,11 @@ def pin(config: SegmentConfig, card: ModelCard) -> PinnedConfig:
 
 def with_absolute_paths(config: Config) -> Config:
     """The configuration with local paths of models and flow made absolute: workers have folders of their own."""
-    backbone = with_absolute_weights(config.merge.backbone)
+    backbone = config.merge.backbone
+    backbone = replace(backbone, weights=storage.absolute_weights(backbone.weights))
     model = None if config.model is None else storage.absolute(config.model)
     flow = None if config.flow is None else storage.absolute(config.flow)
     return replace(config, model=model, flow=flow, merge=replace(config.merge, backbone=backbone))
-
-
-def with_absolute_weights(backbone: BackboneConfig) -> BackboneConfig:
-    """The backbone with the path of its weights made absolute, if they are a local file."""
-    weights = backbone.weights
-    if weights in ("pretrained", "none") or not Path(weights).exists():
-        return backbone
-    return replace(backbone, weights=storage.absolute(weights))
 
 
 def anchor_positions(num_frames: int, anchor_frames: int) -> list[int]:

@@ -254,6 +254,13 @@ def local_copy(url: str) -> Iterator[Path]:
         yield target
 
 
+def absolute_weights(weights: str) -> str:
+    """The path of weights made absolute, if they are a local file; a word or a URL as it is."""
+    if weights in ("pretrained", "none") or not Path(weights).exists():
+        return weights
+    return absolute(weights)
+
+
 @contextlib.contextmanager
 def local_weights(weights: str) -> Iterator[str]:
     """Weights as gwm_model reads them: a name, a path or a web address as it is, an object as a local copy."""

@@ -22,7 +22,7 @@ from pipeline.flow_dataset import FlowDataset, open_flow_dataset, refuse_other_f
 from pipeline.inference import read_model_card
 from pipeline.job_progress import JobProgress
 from pipeline.load_config import digest, extended, fingerprint, flatten
-from pipeline.model_card import PinnedTrainConfig, with_absolute_weights
+from pipeline.model_card import PinnedTrainConfig
 from pipeline.placement import start_ray, unwrap
 from pipeline.placement_config import ClusterPlacement
 from pipeline.registered_model import with_models_copied
@@ -124,7 +124,8 @@ def news(events: ClusterMailbox, fit: Future[None]) -> Iterator[Event]:
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """The configuration with its output and weights made absolute: workers have folders of their own."""
-    backbone = with_absolute_weights(config.segmenter.backbone)
+    backbone = config.segmenter.backbone
+    backbone = replace(backbone, weights=storage.absolute_weights(backbone.weights))
     segmenter = replace(config.segmenter, backbone=backbone)
     return replace(config, output=storage.absolute(config.output), segmenter=segmenter)
 

@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -46,9 +45,10 @@ def open_flow_source(config: PrepareConfig, device: str) -> FlowEstimator | Flow
 def with_absolute_paths(config: PrepareConfig) -> PrepareConfig:
     """Return the configuration with absolute local paths to weights and files: workers have folders of their own."""
     flow = config.estimate_flow
-    weights = storage.absolute(flow.weights) if Path(flow.weights).exists() else flow.weights
     files = None if flow.files is None else storage.absolute(flow.files)
-    return replace(config, estimate_flow=replace(flow, weights=weights, files=files))
+    return replace(
+        config, estimate_flow=replace(flow, weights=storage.absolute_weights(flow.weights), files=files)
+    )
 
 
 class EstimateFlow:

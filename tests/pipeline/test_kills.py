@@ -175,7 +175,7 @@ def same_as(job: Job, reference: Job) -> bool:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("num_kills", [1, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_kills", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_prepare_killed_again_and_again_ends_with_the_same_bytes(
     prepare_reference: Job, tmp_path: Path, num_kills: int
 ) -> None:

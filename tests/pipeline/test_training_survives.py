@@ -95,7 +95,7 @@ def test_a_run_goes_on_when_one_of_two_ranks_is_killed(
         picture_every_steps=1000,
     )
     train(together)
-    alone_steps = 12
+    alone_steps = 20
     alone = one_process.train(replace(together, num_steps=alone_steps, output=train_config.output + "-alone"))
     losses = [event["values"]["loss"] for event in alone if "values" in event]
     half = alone_steps // 2  # from there on masks train themselves, in the short run only
