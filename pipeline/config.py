@@ -28,7 +28,7 @@ class TrackingConfig:
     """MLflow: one run per command."""
 
     uri: str | None = None
-    """Tracking server; none means a sqlite store inside a local `output`."""
+    """Tracking server; unset, a sqlite store inside a local `output`; the word `none` tracks nothing."""
     experiment: str = "gwm"
     registered_model: str | None = None
     """Train: the name under which the segmenter is registered, as its newest version; none only logs it."""

@@ -38,7 +38,7 @@ Environment:
   RAY_ADDRESS                   the Ray cluster to join, as placement.address= does
   RAY_API_SERVER_ADDRESS        the dashboard that submit and status speak to, as --address does
   RAY_AUTH_MODE, RAY_AUTH_TOKEN Ray's authentication
-  MLFLOW_TRACKING_URI           the MLflow server, as tracking.uri= does; its user and password in
+  MLFLOW_TRACKING_URI           the MLflow server, or none, as tracking.uri= does; its user and password in
   MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD, MLFLOW_TRACKING_TOKEN
   GWM_PRICE_PER_HOUR            what the machines cost: --dry-run then says what a job does
   GWM_RAFT_WEIGHTS, GWM_BACKBONE_WEIGHTS

@@ -90,7 +90,7 @@ def _find(model: str, tracking: TrackingConfig) -> tuple["FoundModel", str]:
     from pipeline.mlflow_models import find_model
 
     server = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if not server:
+    if server in (None, "", "none"):
         raise GwmError(
             f"{model} is a name in an MLflow server: tracking.uri= or MLFLOW_TRACKING_URI says in which."
         )

@@ -90,11 +90,10 @@ def exists(url: str) -> bool:
     """Whether a file or a non-empty folder is there."""
     filesystem, path = open_filesystem(url)
     with explained(url):
-        try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             _patiently(url, lambda: filesystem.info(path))
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        return True
+            return True
+        return False
 
 
 def is_folder(url: str) -> bool:
@@ -256,9 +255,8 @@ def local_copy(url: str) -> Iterator[Path]:
 
 def absolute_weights(weights: str) -> str:
     """The path of weights made absolute, if they are a local file; a word or a URL as it is."""
-    if weights in ("pretrained", "none") or not Path(weights).exists():
-        return weights
-    return absolute(weights)
+    is_file = weights not in ("pretrained", "none") and Path(weights).exists()
+    return absolute(weights) if is_file else weights
 
 
 @contextlib.contextmanager

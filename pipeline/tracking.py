@@ -103,11 +103,14 @@ class Tracker:
         """A tracker on the run with this fingerprint and output, new or resumed.
 
         The run is opened in the background. Without an address, runs with a local output are kept in
-        `<output>/mlflow.db`; with an output in a bucket nothing is tracked, and one sentence says so.
+        `<output>/mlflow.db`; with an output in a bucket nothing is tracked, and one sentence says so. With `none`
+        for an address nothing is tracked, and MLflow is not even imported.
         """
         output = without_secrets(storage.absolute(output))
         uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI")
         artifacts = None
+        if uri == "none":
+            return Tracker(None)
         if not uri:
             if not storage.is_local(output):
                 say("gwm: not tracked: output is not on this machine; tracking.uri= names an MLflow server.")

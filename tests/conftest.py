@@ -31,6 +31,7 @@ START_TIMEOUT_S = 120.0
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("MLFLOW_TRACKING_URI", "none")  # a store of its own takes ten seconds of each command
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault(
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false"
@@ -60,6 +61,12 @@ def _seeded() -> None:
     np.random.seed(0)  # noqa: NPY002  libraries still draw from the global generator
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture
+def tracked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands keep their runs beside a local output, as they do where nobody says otherwise."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
 
 
 @pytest.fixture(scope="session")
@@ -223,7 +230,8 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         f"--artifacts-destination={folder}/artifacts",
         "--workers=1",
     ]
-    with _server(command, folder / "mlflow.log", partial(_answers, f"{address}/health")):
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    with _server(command, folder / "mlflow.log", partial(_answers, f"{address}/health"), environment):
         yield address
 
 

@@ -24,7 +24,7 @@ from pipeline.records import decode_image
 from pipeline.report.draw import Strip, Wanted, draw_samples
 from pipeline.report.page import Sample
 
-PLACE = StagePlacement(num_cpus=0.5)
+PLACE = StagePlacement(num_cpus=1)
 MAX_BLOCKS = 256
 """Tasks that many samples are shared out to."""
 SIDES_PX = {100: 480, 1000: 320, 10_000: 160}

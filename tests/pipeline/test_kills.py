@@ -104,7 +104,7 @@ def segment_reference(
     cluster: Cluster, inputs: Path, tiny_model: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Job:
     """An undisturbed run of segment."""
-    words = ["segment", f"images={inputs}", f"model={tiny_model}", "chunk_images=4"]
+    words = ["segment", f"images={inputs}", f"model={tiny_model}", "chunk_images=4", "report.num_samples=0"]
     stages = ("plan_chunks", "load_chunk", "write_mask_shard")
     words += few_workers(cluster, "segment_images", *stages)
     job = Job(words, tmp_path_factory.mktemp("segment") / "reference")

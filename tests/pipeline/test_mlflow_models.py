@@ -196,8 +196,9 @@ def test_a_name_that_means_nothing_is_one_sentence(
 def test_a_server_must_be_named_and_must_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     config = SegmentConfig(images="images", model="models:/gwm@champion", output=str(tmp_path))
-    with pytest.raises(GwmError, match=r"tracking\.uri= or MLFLOW_TRACKING_URI says in which"):
-        with_models_copied(config)
+    for nowhere in (config, replace(config, tracking=TrackingConfig(uri="none"))):
+        with pytest.raises(GwmError, match=r"tracking\.uri= or MLFLOW_TRACKING_URI says in which"):
+            with_models_copied(nowhere)
     away = replace(config, tracking=TrackingConfig(uri="http://user:secret@127.0.0.1:1"))
     with pytest.raises(GwmError, match=r"cannot be had from MLflow at http://127\.0\.0\.1:1: ") as raised:
         with_models_copied(away)

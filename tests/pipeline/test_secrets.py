@@ -61,7 +61,7 @@ def leaks(
     PatientS3.clear_instance_cache()  # its clients hold the planted session token
 
 
-@pytest.mark.usefixtures("ray_local")
+@pytest.mark.usefixtures("ray_local", "tracked")
 def test_commands_write_and_say_no_secret(
     leaks: Callable[[], set[tuple[str, str]]],
     tmp_path: Path,

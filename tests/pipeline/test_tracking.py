@@ -92,6 +92,14 @@ def test_an_unknown_kind_of_address_is_not_tracked(
     assert "secret" not in text
 
 
+def test_the_word_none_tracks_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tracker = start(str(tmp_path / "out"), "none")
+    tracker.log_metrics({"loss": 1.0})
+    assert tracker.finish("FINISHED") == 0
+    assert capsys.readouterr().err == ""
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_server_takes_many_values_long_parameters_and_no_secrets(
     mlflow_server: str, tmp_path: Path
 ) -> None:

@@ -23,6 +23,8 @@ from pipeline.config import CacheConfig, TrainConfig
 from pipeline.errors import GwmError
 from pipeline.train import train
 
+pytestmark = pytest.mark.usefixtures("tracked")
+
 PATIENCE_S = 180.0
 
 
