@@ -27,7 +27,11 @@ class Share:
 
 
 class BatchLoader:
-    """Batches of one rank from a flow dataset; the next batch is made while the current one is trained on."""
+    """Batches of one rank from a flow dataset; the next batch is made while a GPU trains on the current one.
+
+    On CPUs both take turns in one thread: each would have a pool of OpenMP threads of its own, and libgomp lets threads
+    sleep at every barrier, where they are more than the cores.
+    """
 
     def __init__(self, flow: FlowDataset, segmenter: Segmenter, cache: SampleCache, config: TrainConfig):
         self.config = config
@@ -43,6 +47,9 @@ class BatchLoader:
     def batches(self, batch_size: int, first_step: int, share: Share) -> Iterator[TrainBatch]:
         """Endless batches from `first_step` on; rank r of w takes frames r, r + w, ... of each global batch."""
         ids = self.frame_ids(batch_size, first_step)
+        if self.device.type == "cpu":
+            for step, drawn in enumerate(ids, first_step):
+                yield self.batch(drawn, step, share).to(self.device)
         with ThreadPoolExecutor(1, thread_name_prefix="next-batch") as pool:
             step = first_step
             upcoming = pool.submit(self.batch, next(ids), step, share)
