@@ -109,7 +109,7 @@ def test_workers_that_die_now_and_then_lose_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("ray_local")
 def test_a_stage_that_hangs_is_named(tmp_path: Path) -> None:
-    start_ray(ClusterPlacement(no_progress_timeout_s=10))
+    start_ray(ClusterPlacement(no_progress_timeout_s=30))
     hanging = rows().map(HangOnThree, fn_constructor_kwargs={"folder": str(tmp_path)}, **actor_pool(PLACE))
     try:
         sentence = sentence_of(hanging)
@@ -117,7 +117,7 @@ def test_a_stage_that_hangs_is_named(tmp_path: Path) -> None:
         (tmp_path / "released").touch()
         start_ray(ClusterPlacement())
     assert sentence.startswith(
-        "Nothing moved for 10 s (placement.no_progress_timeout_s): hang_on_three hangs."
+        "Nothing moved for 30 s (placement.no_progress_timeout_s): hang_on_three hangs."
     )
 
 
