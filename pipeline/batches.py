@@ -47,17 +47,9 @@ class BatchLoader:
     def batches(self, batch_size: int, first_step: int, share: Share) -> Iterator[TrainBatch]:
         """Endless batches from `first_step` on; rank r of w takes frames r, r + w, ... of each global batch."""
         ids = self.frame_ids(batch_size, first_step)
-        if self.device.type == "cpu":
-            for step, drawn in enumerate(ids, first_step):
-                yield self.batch(drawn, step, share).to(self.device)
-        with ThreadPoolExecutor(1, thread_name_prefix="next-batch") as pool:
-            step = first_step
-            upcoming = pool.submit(self.batch, next(ids), step, share)
-            while True:
-                batch = upcoming.result()
-                step += 1
-                upcoming = pool.submit(self.batch, next(ids), step, share)
-                yield batch.to(self.device)
+        made = (self.batch(drawn, step, share) for step, drawn in enumerate(ids, first_step))
+        for batch in made if self.device.type == "cpu" else made_ahead(made):
+            yield batch.to(self.device)
 
     def frame_ids(self, batch_size: int, first_step: int) -> Iterator[list[int]]:
         """The frames of the global batches from `first_step` on."""
@@ -105,6 +97,16 @@ class BatchLoader:
             # Contiguous as in the cache: from another layout a convolution computes other last bits.
             features = [each[0].half().cpu().contiguous().numpy() for each in maps]
         return Sample(image[0].byte().cpu().numpy(), features, flow.half().numpy(), frame.has_flow)
+
+
+def made_ahead(batches: Iterator[TrainBatch]) -> Iterator[TrainBatch]:
+    """Endless batches, the next one made by a thread while its neighbour is in use."""
+    with ThreadPoolExecutor(1, thread_name_prefix="next-batch") as pool:
+        upcoming = pool.submit(next, batches)
+        while True:
+            batch = upcoming.result()
+            upcoming = pool.submit(next, batches)
+            yield batch
 
 
 def flow_for_loss(

@@ -1,4 +1,7 @@
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
+from threading import Event
 
 import cv2
 import numpy as np
@@ -7,7 +10,8 @@ import torch
 
 from gwm_model.config import ObjectiveConfig
 from gwm_model.segmenter import build_segmenter
-from pipeline.batches import BatchLoader, Share, flow_for_loss
+from gwm_model.training import TrainBatch
+from pipeline.batches import BatchLoader, Share, flow_for_loss, made_ahead
 from pipeline.config import SamplingConfig, TrainConfig
 from pipeline.flow_dataset import open_flow_dataset
 from pipeline.sample_cache import Sample, SampleCache, cache_folder
@@ -85,3 +89,18 @@ def test_sampling_by_video_reaches_the_batches(make_loader) -> None:
     by_video = make_loader(sampling=SamplingConfig(frames="by_video"))
     assert next(by_video.frame_ids(4, 3)) == next(by_video.flow.batches(0, 4, 3, by_video=True))
     assert next(by_video.frame_ids(4, 3)) != next(make_loader().frame_ids(4, 3))
+
+
+def test_the_next_batch_is_made_while_one_is_in_use() -> None:
+    started = [Event() for _ in range(5)]
+
+    def batches() -> Iterator[TrainBatch]:
+        for number, event in enumerate(started):
+            event.set()
+            yield TrainBatch(torch.full((1,), float(number)), [], torch.zeros(1))
+
+    seen = []
+    for number, batch in enumerate(islice(made_ahead(batches()), 4)):
+        assert started[number + 1].wait(30)  # though nobody has asked for it
+        seen.append(batch.images.item())
+    assert seen == [0.0, 1.0, 2.0, 3.0]
