@@ -1,10 +1,12 @@
-"""The four commands on real S3 and MLflow servers, and the same once more on the local disk."""
+"""The four commands on real S3 and MLflow servers, the same once more on the local disk, and on a server that fails."""
 
 import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from pipeline.load_config import load_config
 from pipeline.patient_s3 import PatientS3
 from pipeline.scenes import render_scene, write_davis_layout, write_video
 from tests import few_workers
+from tests.fault_proxy import Faults, fault_proxy
 
 CONFIGS = {
     "prepare": PrepareConfig,
@@ -46,7 +49,7 @@ TRAIN = (
     "picture_every_steps=4",
 )
 SEGMENT = ("chunk_images=8", "batch_size=4")
-DEFAULT_WORKERS: Mapping[str, Sequence[str]] = {"prepare": (), "segment": ()}
+DEFAULT_WORKERS: Mapping[str, Sequence[str]] = {"prepare": (), "segment": (), "evaluate": ()}
 
 
 def run(command: str, *words: str) -> dict[str, Any]:
@@ -68,26 +71,24 @@ class Place:
         return {storage.relative(file, url): storage.read_bytes(file) for file in storage.list_files(url)}
 
 
-def run_all(root: str, model: str, placement: Mapping[str, Sequence[str]], *tracking: str) -> Place:
-    """Prepares, trains, segments with `model` and scores below `root`; `placement` has words for some commands."""
+def commands(root: str, model: str, placement: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Words to prepare, train, segment with `model` and score below `root`; `placement` has words for some commands."""
     at = {name: storage.join(root, name) for name in ("videos", "flow", "model", "masks", "scores", "davis")}
-    summaries = {
-        "prepare": run(
-            "prepare",
-            f"videos={at['videos']}",
-            f"output={at['flow']}",
-            *PREPARE,
-            *placement["prepare"],
-            *tracking,
-        ),
-        "train": run("train", f"flow={at['flow']}", f"output={at['model']}", *TRAIN, *tracking),
-    }
     images = storage.join(at["davis"], "JPEGImages/480p")
-    words = (f"images={images}", f"model={model}", f"output={at['masks']}")
-    summaries["segment"] = run("segment", *words, *SEGMENT, *placement["segment"], *tracking)
-    words = ("dataset=davis2016", f"data={at['davis']}", f"masks={at['masks']}", f"output={at['scores']}")
-    summaries["evaluate"] = run("evaluate", *words, "protocol=official", *tracking)
-    return Place(root=root, summaries=summaries)
+    flow, masks = (f"output={at['flow']}", *PREPARE), (f"output={at['masks']}", *SEGMENT)
+    scores = (f"masks={at['masks']}", f"output={at['scores']}", "protocol=official", *placement["evaluate"])
+    return {
+        "prepare": [f"videos={at['videos']}", *flow, *placement["prepare"]],
+        "train": [f"flow={at['flow']}", f"output={at['model']}", *TRAIN],
+        "segment": [f"images={images}", f"model={model}", *masks, *placement["segment"]],
+        "evaluate": ["dataset=davis2016", f"data={at['davis']}", *scores],
+    }
+
+
+def run_all(root: str, model: str, placement: Mapping[str, Sequence[str]], *tracking: str) -> Place:
+    """The four commands below `root`."""
+    words = commands(root, model, placement)
+    return Place(root=root, summaries={name: run(name, *words[name], *tracking) for name in words})
 
 
 @pytest.fixture(scope="module")
@@ -241,6 +242,88 @@ def test_the_runs_lead_from_one_to_the_next(in_bucket: Place, mlflow_server: str
         assert [used.model_id for used in runs[command].inputs.model_inputs] == [trained.model_id]
     scores = {metric.key: metric.value for metric in client.get_logged_model(trained.model_id).metrics}
     assert scores["j_official"] == in_bucket.summaries["evaluate"]["j_mean"]
+
+
+# A server that fails
+
+
+COMMANDS_IN_ONE_PROCESS = """
+import json, sys
+from pipeline.cli import main
+sys.exit(max(main(words) for words in json.loads(sys.argv[1])))
+"""
+RESULTS = (
+    "flow/shards",
+    "flow/manifest.parquet",
+    "masks/shards",
+    "masks/manifest.parquet",
+    "model/segmenter",
+)
+BAD_DAY = Faults(slow_down=0.3, reset=0.04, lost_answer=0.04, cut_short=0.08, stall=0.04, outage_after=40)
+KINDS = ("slow_down", "reset", "lost_answer", "cut_short", "stall", "outage")
+
+
+def gwm(*several: list[str], endpoint: str) -> subprocess.CompletedProcess[str]:
+    """Commands one after another in a process of their own, whose S3 server is at `endpoint`."""
+    process = [sys.executable, "-c", COMMANDS_IN_ONE_PROCESS, json.dumps(several)]
+    environment = {**os.environ, "AWS_ENDPOINT_URL": endpoint}
+    return subprocess.run(process, capture_output=True, text=True, check=False, env=environment, timeout=570)
+
+
+def results(root: str) -> dict[str, bytes]:
+    """Every file that is a result, by its path."""
+    files = ((storage.relative(url, root), url) for url in storage.list_files(root))
+    return {name: storage.read_bytes(url) for name, url in files if name.startswith(RESULTS)}
+
+
+@pytest.mark.parametrize(
+    ("stall_s", "outage_s"), [(1.0, 8.0), pytest.param(5.0, 30.0, marks=pytest.mark.slow)]
+)
+def test_a_bad_server_changes_no_byte(
+    stall_s: float,
+    outage_s: float,
+    s3_server: str,
+    make_bucket: Callable[[], Any],
+    material: Path,
+    on_disk: Place,
+) -> None:
+    root = storage.join(make_bucket().url, "project")
+    for folder in ("videos", "davis"):
+        fsspec.filesystem("s3").put(f"{material}/{folder}/", f"{root}/{folder}/", recursive=True)
+    words = commands(root, storage.join(root, "model"), few_workers.WORDS)
+    faults = replace(BAD_DAY, stall_s=stall_s, outage_s=outage_s)
+    with fault_proxy(s3_server, faults, seed=1) as proxy:
+        done = gwm(
+            *([name, *words[name]] for name in ("prepare", "train", "segment")), endpoint=proxy.endpoint
+        )
+    print(f"{proxy.requests} requests, {dict(proxy.counts)}")
+    assert done.returncode == 0, done.stderr
+    assert results(root) == results(on_disk.root)
+    assert len(results(root)) == 12  # 4 clips, 4 chunks, 2 manifests, 2 files of the model
+    assert all(proxy.counts[kind] for kind in KINDS), proxy.counts
+
+
+@pytest.mark.usefixtures("tracked")
+def test_a_server_that_refuses_shards_ends_the_job_with_one_sentence(
+    s3_server: str, make_bucket: Callable[[], Any], material: Path
+) -> None:
+    root = storage.join(make_bucket().url, "project")
+    fsspec.filesystem("s3").put(f"{material}/videos/", f"{root}/videos/", recursive=True)
+
+    def refuse(method: str, target: str) -> tuple[int, str] | None:
+        return (403, "AccessDenied") if method in ("PUT", "POST") and "/shards/" in target else None
+
+    prepare = commands(root, "", few_workers.WORDS)["prepare"]
+    with fault_proxy(s3_server, Faults(refuse=refuse)) as proxy:
+        done = gwm(["prepare", *prepare], endpoint=proxy.endpoint)
+    assert done.returncode == 1
+    sentences = [line for line in done.stderr.splitlines() if line.startswith("gwm: ")]
+    assert len(sentences) == 2, done.stderr  # that MLflow has no place, and the error
+    assert "Access denied to" in sentences[1]
+    assert "Traceback" not in done.stderr + done.stdout
+    left = [storage.relative(url, f"{root}/flow") for url in storage.list_files(f"{root}/flow")]
+    assert "dataset.json" in left
+    assert set(left) <= {"dataset.json", "progress.json"}  # the latter from a job of ten seconds on
 
 
 # Errors that a user can act on

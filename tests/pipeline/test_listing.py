@@ -42,7 +42,7 @@ def test_work_begins_before_the_listing_ends_and_no_row_is_lost(tmp_path: Path) 
     start_ray(ClusterPlacement())
     begun = tmp_path / "begun"
     plan = each_of_page(partial(mark, begun=begun))
-    seen = listed(partial(rows_that_wait, begun)).flat_map(plan, **tasks(StagePlacement(num_cpus=0.25)))
+    seen = listed(partial(rows_that_wait, begun)).flat_map(plan, **tasks(StagePlacement(num_cpus=1)))
     assert sorted(row["number"] for row in seen.iter_rows()) == list(range(NUM_ROWS))
 
 
