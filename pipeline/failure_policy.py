@@ -34,6 +34,8 @@ ROWS_AHEAD = 64
 LOCAL_ENVIRONMENT = {
     # Ray kills the newest task when memory runs out and, by default, repeats it without end.
     "RAY_task_oom_retries": str(MAX_TASK_RETRIES),
+    # Nobody announces the loss of this machine, and the watcher takes seconds to start.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 """For the Ray that a command starts itself; a cluster's own settings are its operator's."""
 

@@ -31,6 +31,7 @@ START_TIMEOUT_S = 120.0
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # as in a Ray that a command starts itself
 os.environ.setdefault("MLFLOW_TRACKING_URI", "none")  # a store of its own takes ten seconds of each command
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault(
@@ -108,6 +109,8 @@ def ray_local(s3_environment: str) -> Iterator[None]:
         include_dashboard=False,
         log_to_driver=False,
     )
+    # Nobody reads the logs, and it looks through all of them ten times a second.
+    ray._private.worker._global_node.kill_log_monitor()
     yield
     ray.shutdown()
 
