@@ -31,7 +31,6 @@ START_TIMEOUT_S = 120.0
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # as in a Ray that a command starts itself
 os.environ.setdefault("MLFLOW_TRACKING_URI", "none")  # a store of its own takes ten seconds of each command
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault(
@@ -101,7 +100,11 @@ def ray_local(s3_environment: str) -> Iterator[None]:
     """A Ray of this session with two CPUs; the commands find it running and use it."""
     import ray
 
+    from pipeline.failure_policy import LOCAL_ENVIRONMENT
+
     ray.shutdown()
+    for name, value in LOCAL_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     ray.init(
         address="local",
         num_cpus=2,

@@ -23,7 +23,7 @@ from pipeline.load_config import load_config
 from pipeline.patient_s3 import PatientS3
 from pipeline.scenes import render_scene, write_davis_layout, write_video
 from tests import few_workers
-from tests.fault_proxy import Faults, fault_proxy
+from tests.fault_proxy import SHARES, Faults, fault_proxy
 
 CONFIGS = {
     "prepare": PrepareConfig,
@@ -106,11 +106,18 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def uploaded(material: Path, bucket: Any, *folders: str) -> str:
+    """Puts folders of the material into a bucket; returns the prefix that they are below."""
+    root = storage.join(bucket.url, "project")
+    for folder in folders:
+        fsspec.filesystem("s3").put(f"{material}/{folder}/", f"{root}/{folder}/", recursive=True)
+    return root
+
+
 @pytest.fixture(scope="module")
 def in_bucket(material: Path, make_bucket: Callable[[], Any], ray_local: None, mlflow_server: str) -> Place:
     """The four commands on the S3 server."""
-    root = storage.join(make_bucket().url, "project")
-    fsspec.filesystem("s3").put(f"{material}/", f"{root}/", recursive=True)
+    root = uploaded(material, make_bucket(), "videos", "davis")
     tracking = (f"tracking.uri={mlflow_server}", f"tracking.experiment={EXPERIMENT}")
     return run_all(root, storage.join(root, "model"), DEFAULT_WORKERS, *tracking)
 
@@ -260,7 +267,6 @@ RESULTS = (
     "model/segmenter",
 )
 BAD_DAY = Faults(slow_down=0.3, reset=0.04, lost_answer=0.04, cut_short=0.08, stall=0.04, outage_after=40)
-KINDS = ("slow_down", "reset", "lost_answer", "cut_short", "stall", "outage")
 
 
 def gwm(*several: list[str], endpoint: str) -> subprocess.CompletedProcess[str]:
@@ -287,9 +293,7 @@ def test_a_bad_server_changes_no_byte(
     material: Path,
     on_disk: Place,
 ) -> None:
-    root = storage.join(make_bucket().url, "project")
-    for folder in ("videos", "davis"):
-        fsspec.filesystem("s3").put(f"{material}/{folder}/", f"{root}/{folder}/", recursive=True)
+    root = uploaded(material, make_bucket(), "videos", "davis")
     words = commands(root, storage.join(root, "model"), few_workers.WORDS)
     faults = replace(BAD_DAY, stall_s=stall_s, outage_s=outage_s)
     with fault_proxy(s3_server, faults, seed=1) as proxy:
@@ -300,15 +304,14 @@ def test_a_bad_server_changes_no_byte(
     assert done.returncode == 0, done.stderr
     assert results(root) == results(on_disk.root)
     assert len(results(root)) == 12  # 4 clips, 4 chunks, 2 manifests, 2 files of the model
-    assert all(proxy.counts[kind] for kind in KINDS), proxy.counts
+    assert all(proxy.counts[kind] for kind in (*SHARES, "outage")), proxy.counts
 
 
 @pytest.mark.usefixtures("tracked")
 def test_a_server_that_refuses_shards_ends_the_job_with_one_sentence(
     s3_server: str, make_bucket: Callable[[], Any], material: Path
 ) -> None:
-    root = storage.join(make_bucket().url, "project")
-    fsspec.filesystem("s3").put(f"{material}/videos/", f"{root}/videos/", recursive=True)
+    root = uploaded(material, make_bucket(), "videos")
 
     def refuse(method: str, target: str) -> tuple[int, str] | None:
         return (403, "AccessDenied") if method in ("PUT", "POST") and "/shards/" in target else None
