@@ -1,12 +1,28 @@
 """The way of a training worker's news to the driver: a mailbox on the cluster, or in the process without one."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import ray
 from ray import cloudpickle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 Event = dict[str, Any]
+
+
+class Outbox(Protocol):
+    """Where a training worker puts its news."""
+
+    def put(self, event: Event) -> None:
+        """Adds one event."""
+        ...
+
+
+class Listener:
+    """Hears each event at once, in the process that makes it."""
+
+    def __init__(self, hear: Callable[[Event], None]) -> None:
+        self.put = hear
 
 
 class Mailbox:

@@ -33,6 +33,8 @@ SHARE_OF_OTHER_STAGES = 1 / 8
 WORKER_BYTES = 2 * 2**30
 """Memory counted for such a worker."""
 
+_started_local = False
+
 
 def start_ray(at: ClusterPlacement, pool: StagePlacement | None = None) -> None:
     """Joins the cluster at `at.address` or RAY_ADDRESS, or starts a local Ray; a running one is used as it is.
@@ -55,8 +57,14 @@ def start_ray(at: ClusterPlacement, pool: StagePlacement | None = None) -> None:
             # ray.init takes SIGTERM for itself; the command line's handler says that a rerun continues.
             signal.signal(signal.SIGTERM, on_terminate)
     set_data_context(DataContext.get_current(), at.no_progress_timeout_s)
-    _silence("ray.data")
-    _silence("ray.train")
+    silence("ray.data")
+    silence("ray.train")
+
+
+def is_one_machine(at: ClusterPlacement) -> bool:
+    """Whether there is but this machine: no cluster is named, and no Ray runs that a command did not start itself."""
+    named = at.address or os.environ.get("RAY_ADDRESS")
+    return not named and (_started_local or not ray.is_initialized())
 
 
 def tasks(place: StagePlacement) -> dict[str, Any]:
@@ -97,6 +105,15 @@ def torch_device(place: StagePlacement) -> Literal["cuda", "cpu"]:
 def torch_threads(place: StagePlacement) -> int:
     """Threads that a stage's worker gives to torch: its CPUs, so that workers do not fight for cores."""
     return max(1, int(place.num_cpus))
+
+
+def silence(name: str) -> None:
+    """Takes a logger off the terminal; its log file stays."""
+    logger = logging.getLogger(name)
+    for handler in list(logger.handlers):
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            logger.removeHandler(handler)
+    logger.propagate = False
 
 
 def unwrap(error: BaseException) -> BaseException:
@@ -141,10 +158,12 @@ def _check_answers(cluster: str) -> None:
 
 
 def _start_local() -> None:
+    global _started_local
     keep_ray_to_this_machine(None)
     for name, value in LOCAL_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    _started_local = True
 
 
 def _leave_room(pool: StagePlacement) -> None:
@@ -175,15 +194,6 @@ def _filled(place: StagePlacement) -> tuple[int, float]:
 
 def _resources(place: StagePlacement) -> dict[str, Any]:
     return {"num_cpus": place.num_cpus} | ({"num_gpus": place.num_gpus} if place.num_gpus > 0 else {})
-
-
-def _silence(name: str) -> None:
-    """Takes a logger off the terminal; its log file stays."""
-    logger = logging.getLogger(name)
-    for handler in list(logger.handlers):
-        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
-            logger.removeHandler(handler)
-    logger.propagate = False
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from functools import partial
 from threading import Thread
 from typing import Any
 
+import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
@@ -16,20 +17,21 @@ from gwm_model.config import CONFIG_FILE
 from pipeline import storage
 from pipeline.config import TrainConfig
 from pipeline.dataset import Dataset
-from pipeline.events import ClusterMailbox, Event
+from pipeline.errors import GwmError
+from pipeline.events import ClusterMailbox, Event, Listener
 from pipeline.failure_policy import MAX_TRAIN_FAILURES
 from pipeline.flow_dataset import FlowDataset, open_flow_dataset, refuse_other_flow
 from pipeline.inference import read_model_card
 from pipeline.job_progress import JobProgress
 from pipeline.load_config import digest, extended, fingerprint, flatten
 from pipeline.model_card import PinnedTrainConfig
-from pipeline.placement import start_ray, unwrap
-from pipeline.placement_config import ClusterPlacement
+from pipeline.placement import is_one_machine, silence, start_ray, unwrap
+from pipeline.placement_config import ClusterPlacement, StagePlacement
 from pipeline.registered_model import with_models_copied
 from pipeline.sample_cache import cache_folder
 from pipeline.summary import show_summary, write_summary
 from pipeline.tracking import Tracker
-from pipeline.train_worker import CHECKPOINTS, TrainJob, initial_segmenter, train_worker
+from pipeline.train_worker import CHECKPOINTS, TrainJob, initial_segmenter, set_up_torch, train_worker
 from pipeline.training_log import TrainingLog
 from pipeline.training_state import TrainingState
 
@@ -39,6 +41,11 @@ SECONDS_BETWEEN_LOOKS = 0.5
 def train(config: TrainConfig) -> dict[str, Any]:
     """Trains a segmenter on a flow dataset; returns the summary. A rerun goes on from the last checkpoint."""
     flow = open_flow_dataset(config.flow)
+    cluster = ClusterPlacement(address=config.placement.address)
+    here = config.num_workers == 1 and is_one_machine(cluster)
+    if here:
+        refuse_missing_gpu(config.placement.train_worker)
+        set_up_torch(config.placement.train_worker)
     config = with_models_copied(with_absolute_paths(config))
     initial_segmenter(config)  # weights that do not fit are refused before anything is written
     config = with_initial_content(config)
@@ -46,7 +53,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     refuse_other_flow(config.output, flow)
     if storage.exists(storage.join(config.output, CONFIG_FILE)):
         return finished(config, output, {"skipped": 1}, TrainingState(), 0.0)
-    start_ray(ClusterPlacement(address=config.placement.address))
+    if not here:
+        start_ray(cluster)
     tracker = Tracker.start(
         config.tracking,
         command="train",
@@ -56,22 +64,46 @@ def train(config: TrainConfig) -> dict[str, Any]:
     )
     tracker.log_dataset(flow.dataset.url, flow.shards, context="training")
     began = time.monotonic()
-    events = ClusterMailbox()
-    job = TrainJob(config=config, flow=flow, cache_name=cache_name(config, flow), events=events)
+    name = cache_name(config, flow)
     try:
         with JobProgress("train", config.output, total=config.num_steps, unit="steps") as progress:
             log = TrainingLog(config.output, tracker, progress)
-            for event in news(events, in_background(trainer(job))):
-                log.take(event)
+            job = TrainJob(config=config, flow=flow, cache_name=name, events=Listener(log.take))
+            if here:
+                train_here(job)
+            else:
+                train_on_ray(job)
         log.check_finished()
     except BaseException as error:
         tracker.finish("FAILED" if isinstance(error, Exception) else "KILLED")
         raise unwrap(error) from error
-    shutil.rmtree(cache_folder(config.cache.directory, job.cache_name), ignore_errors=True)
+    shutil.rmtree(cache_folder(config.cache.directory, name), ignore_errors=True)
     tracker.log_segmenter(config.output, read_model_card(config.output).sha256, step=config.num_steps)
     summary = finished(config, output, {"done": 1}, log.state, time.monotonic() - began)
     tracker.finish("FINISHED")
     return summary
+
+
+def refuse_missing_gpu(place: StagePlacement) -> None:
+    """GwmError where training is to use a GPU and this machine has none."""
+    if place.num_gpus > 0 and not torch.cuda.is_available():
+        raise GwmError(
+            f"placement.train_worker.num_gpus={place.num_gpus:g}, but torch finds no GPU on this machine: leave it out "
+            "to train on CPUs."
+        )
+
+
+def train_here(job: TrainJob) -> None:
+    """The only worker's loop, in this process: what Ray Train calls local mode."""
+    silence("ray.train")
+    TorchTrainer(partial(train_worker, job), scaling_config=ScalingConfig(num_workers=0)).fit()
+
+
+def train_on_ray(job: TrainJob) -> None:
+    """The workers' loops on Ray; their news come here."""
+    events = ClusterMailbox()
+    for event in news(events, in_background(trainer(replace(job, events=events)))):
+        job.events.put(event)
 
 
 def trainer(job: TrainJob) -> TorchTrainer:

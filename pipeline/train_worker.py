@@ -21,11 +21,12 @@ from pipeline import storage
 from pipeline.batches import BatchLoader, Share
 from pipeline.config import TrainConfig
 from pipeline.errors import GwmError
-from pipeline.events import ClusterMailbox, Mailbox
+from pipeline.events import Outbox
 from pipeline.flow_dataset import FlowDataset
 from pipeline.inference import open_segmenter
 from pipeline.load_config import flatten
 from pipeline.placement import torch_device, torch_threads
+from pipeline.placement_config import StagePlacement
 from pipeline.sample_cache import SampleCache, cache_folder
 from pipeline.summary import write_json
 from pipeline.training_pictures import training_picture
@@ -48,7 +49,7 @@ class TrainJob:
     flow: FlowDataset
     cache_name: str
     """Names the cache folder: equal for runs that see the same frames through the same backbone."""
-    events: Mailbox | ClusterMailbox
+    events: Outbox
 
 
 def train_worker(job: TrainJob) -> None:
@@ -77,9 +78,7 @@ class Rank:
 
     def __init__(self, job: TrainJob, share: Share):
         config, place = job.config, job.config.placement.train_worker
-        torch.set_num_threads(torch_threads(place))
-        # Saturated masks have denormal gradients, which a CPU computes very slowly.
-        torch.set_flush_denormal(True)
+        set_up_torch(place)
         torch.manual_seed(config.seed)
         self.job, self.config, self.share = job, config, share
         self.segmenter = initial_segmenter(config).to(torch_device(place))
@@ -181,6 +180,13 @@ class Rank:
             "look at these videos' flow, or lower optimizer.learning_rate if the loss rose before "
             f"(earlier checkpoints are kept in {self.checkpoints.url})."
         )
+
+
+def set_up_torch(place: StagePlacement) -> None:
+    """Before anything else is computed: threads that torch has started keep their settings."""
+    torch.set_num_threads(torch_threads(place))
+    # Saturated masks have denormal gradients, which a CPU computes very slowly.
+    torch.set_flush_denormal(True)
 
 
 def mean_over_ranks(values: dict[str, float], share: Share) -> dict[str, float]:

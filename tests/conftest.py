@@ -100,6 +100,7 @@ def ray_local(s3_environment: str) -> Iterator[None]:
     """A Ray of this session with two CPUs; the commands find it running and use it."""
     import ray
 
+    from pipeline import placement
     from pipeline.failure_policy import LOCAL_ENVIRONMENT
 
     ray.shutdown()
@@ -112,6 +113,7 @@ def ray_local(s3_environment: str) -> Iterator[None]:
         include_dashboard=False,
         log_to_driver=False,
     )
+    placement._started_local = True  # as a command's own
     # Nobody reads the logs, and it looks through all of them ten times a second.
     ray._private.worker._global_node.kill_log_monitor()
     yield

@@ -85,10 +85,10 @@ def commands(root: str, model: str, placement: Mapping[str, Sequence[str]]) -> d
     }
 
 
-def run_all(root: str, model: str, placement: Mapping[str, Sequence[str]], *tracking: str) -> Place:
+def run_all(root: str, model: str, placement: Mapping[str, Sequence[str]], *more: str) -> Place:
     """The four commands below `root`."""
     words = commands(root, model, placement)
-    return Place(root=root, summaries={name: run(name, *words[name], *tracking) for name in words})
+    return Place(root=root, summaries={name: run(name, *words[name], *more) for name in words})
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +118,9 @@ def uploaded(material: Path, bucket: Any, *folders: str) -> str:
 def in_bucket(material: Path, make_bucket: Callable[[], Any], ray_local: None, mlflow_server: str) -> Place:
     """The four commands on the S3 server."""
     root = uploaded(material, make_bucket(), "videos", "davis")
-    tracking = (f"tracking.uri={mlflow_server}", f"tracking.experiment={EXPERIMENT}")
-    return run_all(root, storage.join(root, "model"), DEFAULT_WORKERS, *tracking)
+    # A cluster that is named: its Ray Train starts the worker, which on the disk below is the command itself.
+    more = ("placement.address=auto", f"tracking.uri={mlflow_server}", f"tracking.experiment={EXPERIMENT}")
+    return run_all(root, storage.join(root, "model"), DEFAULT_WORKERS, *more)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from pipeline.config import CacheConfig, TrainConfig
 from pipeline.dataset import Dataset
 from pipeline.errors import GwmError
 from pipeline.flow_dataset import open_flow_dataset, refuse_other_flow
-from pipeline.placement_config import StagePlacement, TrainPlacement
+from pipeline.placement_config import ClusterPlacement, StagePlacement, TrainPlacement
 from pipeline.train import train, with_absolute_paths, with_initial_content
 from pipeline.train_worker import initial_segmenter
 from pipeline.training_state import TrainingState
@@ -266,3 +266,30 @@ def test_a_model_to_start_from_must_be_the_same_segmenter_and_stay_the_same(
     save_segmenter(build_segmenter(same.segmenter), mine)
     with pytest.raises(GwmError, match=r"made with other settings \(initial_model_sha256"):
         train(same)
+
+
+def test_one_worker_of_this_machine_needs_no_ray(
+    train_config: TrainConfig, one_process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is more than this machine, or more than one worker, Ray is asked."""
+
+    def start_ray(at: ClusterPlacement) -> None:
+        raise RuntimeError("Ray is asked")
+
+    monkeypatch.setattr("pipeline.train.start_ray", start_ray)
+    alone = replace(train_config, output=train_config.output + "-alone")
+    assert train(alone)["units"] == {"done": 1, "skipped": 0, "quarantined": 0}
+    one_process.train(train_config)
+    assert_same_weights(alone, train_config)
+    elsewhere = replace(train_config.placement, address="127.0.0.1:1")
+    for name, changed in {"two": {"num_workers": 2}, "elsewhere": {"placement": elsewhere}}.items():
+        with pytest.raises(RuntimeError, match="Ray is asked"):
+            train(replace(train_config, output=f"{train_config.output}-{name}", **changed))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused_before_anything_is_written(train_config: TrainConfig) -> None:
+    place = replace(train_config.placement, train_worker=StagePlacement(num_gpus=1))
+    with pytest.raises(GwmError, match=r"num_gpus=1, but torch finds no GPU on this machine"):
+        train(replace(train_config, placement=place))
+    assert not Path(train_config.output).exists()

@@ -1,5 +1,7 @@
 """Training under real faults: a rank or the command is killed, the command is terminated, a machine is taken away.
 
+Runs of two ranks are Ray's; a single one on this machine trains in the command's own process.
+
 Each time the run ends as one that nothing happened to, bit for bit, and MLflow has each step once.
 """
 
@@ -159,7 +161,7 @@ def test_two_ranks_skip_the_same_bad_batches(
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[[TrainConfig], subprocess.Popen[str]]]:
-    """Starts `gwm train` with a Ray of its own; what it leaves behind is ended."""
+    """Starts `gwm train` as a process; what it leaves behind is ended."""
     mark = f"GWM_TEST={tmp_path}"
 
     def begin(config: TrainConfig) -> subprocess.Popen[str]:
@@ -181,7 +183,9 @@ def start(tmp_path: Path) -> Iterator[Callable[[TrainConfig], subprocess.Popen[s
             continue
 
 
+@pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_terminated_and_a_killed_command_go_on_when_they_are_run_again(
+    num_workers: int,
     train_config: TrainConfig,
     maskformer: SegmenterConfig,
     one_process,
@@ -189,6 +193,7 @@ def test_a_terminated_and_a_killed_command_go_on_when_they_are_run_again(
 ) -> None:
     config = replace(
         train_config,
+        num_workers=num_workers,
         segmenter=maskformer,
         num_steps=240,
         checkpoint_every_steps=20,
@@ -219,7 +224,10 @@ def test_a_terminated_and_a_killed_command_go_on_when_they_are_run_again(
     whole = replace(
         config, output=train_config.output, cache=CacheConfig(directory=train_config.output + "-cache")
     )
-    one_process.train(whole)
+    if num_workers == 1:
+        one_process.train(whole)
+    else:
+        start(whole).communicate(timeout=PATIENCE_S)
     assert_equal_results(config, whole)
     assert tracked_losses(config) == logged_losses(whole)
 
