@@ -188,7 +188,7 @@ class TrainConfig:
     """Autocast of the network: float32 or bfloat16; the objective is always float32."""
     seed: int = 0
     num_workers: int = 1
-    """DDP workers."""
+    """DDP workers; without a cluster a single one trains in the command's own process."""
     max_bad_batches: int = 20
     """Batches whose loss or gradient is not finite are skipped; more than this many end the run."""
     checkpoint_every_steps: int = 500
