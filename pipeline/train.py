@@ -41,9 +41,10 @@ SECONDS_BETWEEN_LOOKS = 0.5
 def train(config: TrainConfig) -> dict[str, Any]:
     """Trains a segmenter on a flow dataset; returns the summary. A rerun goes on from the last checkpoint."""
     flow = open_flow_dataset(config.flow)
+    is_trained = storage.exists(storage.join(config.output, CONFIG_FILE))
     cluster = ClusterPlacement(address=config.placement.address)
     here = config.num_workers == 1 and is_one_machine(cluster)
-    if here:
+    if here and not is_trained:
         refuse_missing_gpu(config.placement.train_worker)
         set_up_torch(config.placement.train_worker)
     config = with_models_copied(with_absolute_paths(config))
@@ -51,7 +52,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     config = with_initial_content(config)
     output = Dataset.open(config.output, kind="model", config=config, schema_version=1)
     refuse_other_flow(config.output, flow)
-    if storage.exists(storage.join(config.output, CONFIG_FILE)):
+    if is_trained:
         return finished(config, output, {"skipped": 1}, TrainingState(), 0.0)
     if not here:
         start_ray(cluster)
