@@ -80,6 +80,7 @@ def test_commands_write_and_say_no_secret(
     network = ["architecture=unet", "num_masks=2", "height_px=32", "width_px=48", "hidden_channels=8"]
     words = [f"segmenter.{word}" for word in (*network, f"backbone.weights={WEIGHTS}")]
     words += ["num_steps=1", "batch_size=2", "picture_every_steps=1"]
+    words += ["placement.address=auto"]  # on Ray Train, whose logs are searched too
     assert main(["train", f"flow={flow}", f"output={tmp_path}/model", *words]) == 0
     words = [f"model={tiny_model}", f"output={masks}", f"tracking.uri={TRACKING}"]
     words += few_workers.WORDS["segment"]
