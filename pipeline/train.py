@@ -31,7 +31,7 @@ from pipeline.registered_model import with_models_copied
 from pipeline.sample_cache import cache_folder
 from pipeline.summary import show_summary, write_summary
 from pipeline.tracking import Tracker
-from pipeline.train_worker import CHECKPOINTS, TrainJob, initial_segmenter, set_up_torch, train_worker
+from pipeline.train_worker import CHECKPOINTS, TrainJob, initial_segmenter, set_up_training, train_worker
 from pipeline.training_log import TrainingLog
 from pipeline.training_state import TrainingState
 
@@ -46,7 +46,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     here = config.num_workers == 1 and is_one_machine(cluster)
     if here and not is_trained:
         refuse_missing_gpu(config.placement.train_worker)
-        set_up_torch(config.placement.train_worker)
+        set_up_training(config.placement.train_worker)
     config = with_models_copied(with_absolute_paths(config))
     initial_segmenter(config)  # weights that do not fit are refused before anything is written
     config = with_initial_content(config)

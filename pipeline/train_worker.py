@@ -29,6 +29,7 @@ from pipeline.placement import torch_device, torch_threads
 from pipeline.placement_config import StagePlacement
 from pipeline.sample_cache import SampleCache, cache_folder
 from pipeline.summary import write_json
+from pipeline.torch_settings import set_up_torch
 from pipeline.training_pictures import training_picture
 from pipeline.training_state import Checkpoints, TrainingState, from_bytes, step_of
 
@@ -78,7 +79,7 @@ class Rank:
 
     def __init__(self, job: TrainJob, share: Share):
         config, place = job.config, job.config.placement.train_worker
-        set_up_torch(place)
+        set_up_training(place)
         torch.manual_seed(config.seed)
         self.job, self.config, self.share = job, config, share
         self.segmenter = initial_segmenter(config).to(torch_device(place))
@@ -182,9 +183,9 @@ class Rank:
         )
 
 
-def set_up_torch(place: StagePlacement) -> None:
+def set_up_training(place: StagePlacement) -> None:
     """Before anything else is computed: threads that torch has started keep their settings."""
-    torch.set_num_threads(torch_threads(place))
+    set_up_torch(torch_threads(place))
     # Saturated masks have denormal gradients, which a CPU computes very slowly.
     torch.set_flush_denormal(True)
 

@@ -16,6 +16,7 @@ from pipeline.errors import GwmError, UnitError
 from pipeline.flow_files import FlowFiles, FlowPx
 from pipeline.records import Row, encode_flow, flow_column, has_flow_column
 from pipeline.stages.failure import failed_row
+from pipeline.torch_settings import set_up_torch
 from pipeline.video import fitted_size
 
 
@@ -55,7 +56,7 @@ class EstimateFlow:
     """Adds the flow of the owned frames to a clip's row, at the stored size and as stored integers."""
 
     def __init__(self, config: PrepareConfig, device: str, num_threads: int) -> None:
-        torch.set_num_threads(num_threads)
+        set_up_torch(num_threads)
         self._config = config
         self._source = open_flow_source(config, device)
 

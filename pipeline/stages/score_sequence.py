@@ -24,6 +24,7 @@ from pipeline.predictions import Place, read_mask, read_predictions
 from pipeline.records import Row
 from pipeline.report.draw import Wanted
 from pipeline.report.page import Sample
+from pipeline.torch_settings import set_up_torch
 from pipeline.video_flow import VideoFlow, read_video_flow
 
 MODEL_PROTOCOLS = ("label_free", "paper", "oracle")
@@ -59,7 +60,7 @@ class ScoreSequence:
     """
 
     def __init__(self, config: EvaluateConfig, card: ModelCard, device: str, num_threads: int) -> None:
-        torch.set_num_threads(num_threads)
+        set_up_torch(num_threads)
         self._config = config
         self._size = (card.height_px, card.width_px)
         self._model = RegionModel(

@@ -20,6 +20,7 @@ from pipeline.objects import Objects, open_objects
 from pipeline.records import Row, decode_image
 from pipeline.stages.failure import failed_row
 from pipeline.stages.load_chunk import is_followed, load_parts
+from pipeline.torch_settings import set_up_torch
 from pipeline.video_flow import VideoFlow
 
 
@@ -44,7 +45,7 @@ class SegmentImages:
     """Turns a chunk's images into run-length masks at their sources' sizes."""
 
     def __init__(self, config: SegmentConfig, device: str, num_threads: int) -> None:
-        torch.set_num_threads(num_threads)
+        set_up_torch(num_threads)
         self._config = config
         self._model = RegionModel(
             config.model,
