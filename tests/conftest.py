@@ -203,6 +203,8 @@ def ray_cluster(s3_environment: str, tmp_path_factory: pytest.TempPathFactory) -
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
     }
     gcs, dashboard, client, *metrics = [_free_port() for _ in range(5)]
+    # Its jobs would otherwise go to the Ray of this machine that was started last, another test's.
+    started_with = environment | {"RAY_ADDRESS": f"127.0.0.1:{gcs}"}
     common = [
         *(python / "ray", "start", "--block", "--disable-usage-stats", "--object-store-memory=100000000"),
         *("--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"),
@@ -217,7 +219,7 @@ def ray_cluster(s3_environment: str, tmp_path_factory: pytest.TempPathFactory) -
         for name, words, port in zip(("head", "node"), (head, node), metrics, strict=True):
             log = folder / f"{name}.log"
             command = [*map(str, common), *words, f"--metrics-export-port={port}"]
-            nodes.enter_context(_server(command, log, partial(_has_started, log), environment))
+            nodes.enter_context(_server(command, log, partial(_has_started, log), started_with))
         exported = tuple(f"http://127.0.0.1:{port}/metrics" for port in metrics)
         yield RayCluster(address=f"http://127.0.0.1:{dashboard}", environment=environment, metrics=exported)
 

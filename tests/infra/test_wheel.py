@@ -45,7 +45,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in FILES:
         shutil.copy(PROJECT / name, folder / "checkout")
     with tarfile.open(build("sdist", folder / "checkout", folder)) as archive:
-        archive.extractall(folder, filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.4 has it, 3.11.2 not
+        archive.extractall(folder)
     return build("wheel", folder / f"gwm-{VERSION}", folder)
 
 
