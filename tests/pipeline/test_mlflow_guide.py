@@ -1,27 +1,21 @@
 """The guide about MLflow does what it says: its blocks are run, in order, against a real server."""
 
 import os
-import re
-import shlex
 import socket
 import stat
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from signal import SIGKILL
-from typing import Any
 
 import pytest
 
-from pipeline import cli
 from pipeline.pictures import encode_jpeg
 from pipeline.scenes import render_scene
+from tests.pipeline.test_guides import run_blocks
 
 PROJECT = Path(__file__).parents[2]
-GUIDE = PROJECT / "infra" / "guides" / "mlflow.md"
-BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture
@@ -42,6 +36,8 @@ def material(
     monkeypatch.setattr(sys, "path", list(sys.path))  # MLflow adds the code of a model that it loads
     monkeypatch.chdir(tmp_path)
     yield tmp_path
+    with suppress(FileNotFoundError):
+        print((tmp_path / "serve.log").read_text())
     with suppress(FileNotFoundError, ProcessLookupError):
         os.kill(int((tmp_path / "serve.pid").read_text()), SIGKILL)
 
@@ -52,19 +48,5 @@ def free_port() -> int:
 
 
 def test_every_block_runs(material: Path, mlflow_server: str, ray_local: None) -> None:
-    text = GUIDE.read_text().replace("http://127.0.0.1:5000", mlflow_server).replace("5001", str(free_port()))
-    names: dict[str, Any] = {"__name__": "guide"}
-    found = list(BLOCK.finditer(text))
-    assert len(found) > 10
-    for block in found:
-        if block[1] == "python":
-            exec(compile("\n" * text[: block.start(2)].count("\n") + block[2], GUIDE.name, "exec"), names)
-            continue
-        if block[2].startswith("gwm "):  # in this process, which has imported what it needs
-            assert cli.main(shlex.split(block[2].replace("\\\n", " "))[1:]) == 0, block[2]
-            continue
-        done = subprocess.run(["bash", "-euc", block[2]], capture_output=True, text=True, check=False)
-        log = material / "serve.log"
-        served = log.read_text() if log.exists() else ""
-        assert done.returncode == 0, f"{block[2].strip()}\n{done.stderr}\n{served}"
+    assert run_blocks("mlflow.md", {"http://127.0.0.1:5000": mlflow_server, "5001": str(free_port())}) > 10
     assert (material / "masks" / "models" / "gwm" / "1" / "segmenter.json").is_file()
