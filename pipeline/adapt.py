@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 import ray
+import torch
 
 from gwm_model.config import ObjectiveConfig
 from pipeline import storage
@@ -71,6 +72,7 @@ def adapt(config: SegmentConfig) -> dict[str, Any]:
     a model that is adapted stays as it is.
     """
     refuse_images(config.images)
+    torch.set_flush_denormal(True)  # as in training, which comes after torch has started its threads
     config = with_models_copied(config)
     folder = storage.join(storage.absolute(config.output), "adaptation")
     below = partial(storage.join, folder)
